@@ -1,0 +1,36 @@
+# criserver. `make` prints what there is; each recipe of more than a few lines is a script in hack/.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO      := CGO_ENABLED=0 go
+export GOTOOLCHAIN ?= auto
+export PATH := $(PATH):/usr/local/go/bin
+
+.PHONY: help build run test check lint bench soak clean
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/criserver, bin/pause and the network plugins in bin/cni
+	@mkdir -p bin/cni
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/criserver ./cmd/criserver
+	$(MAKE) --no-print-directory -C pause/src all
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/cni/ $$(go list tool | grep '^github.com/containernetworking/plugins/')
+
+run: ## install what is missing, build, serve, and run a first pod; Ctrl-C ends it and cleans up
+	@hack/run
+
+test: ## run everything that CI runs: build, lint, unit and root tests, conformance
+	@hack/test
+
+check: build lint ## build, lint and unit tests: what to run while working
+	$(GO) test ./...
+
+lint: ## gofmt, go vet, staticcheck, the map of imports, pause with warnings as errors
+	@hack/lint
+
+bench: ## measure, beside Debian's containerd + runc where they are installed
+	@hack/bench
+
+soak: build ## live lives of pods while criserver is killed all the time; SOAK=1h for longer than ten minutes
+	$(GO) test -run Soak ./test/soak -v -timeout 0 -soak $(or $(SOAK),10m) -soak.bin $(CURDIR)/bin
+
+clean: ## remove what was built
+	rm -rf bin

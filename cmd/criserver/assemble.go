@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/cri"
+	"github.com/criserver/criserver/imageservice"
+	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/kernel"
+	"github.com/criserver/criserver/sandbox"
+	"github.com/criserver/criserver/stage"
+	"github.com/criserver/criserver/store/layer"
+)
+
+// assemble builds the parts from the bottom up and connects them. It starts nothing that outlives its error.
+// This is the one place that knows all parts.
+func assemble(config Config, log *slog.Logger) (_ *node, err error) {
+	n := &node{config: config, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close(context.Background()))
+		}
+	}()
+	recorder := stage.NewRecorder(flightSize)
+	runtime, driver, err := n.assembleRuntime()
+	if err != nil {
+		return nil, err
+	}
+	layers, images, err := n.assembleImages(recorder)
+	if err != nil {
+		return nil, err
+	}
+	network, err := n.assembleNetwork()
+	if err != nil {
+		return nil, err
+	}
+	effective, err := json.Marshal(config)
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	n.cri = cri.New(cri.Config{
+		Version:      versionString(),
+		CgroupDriver: driver,
+		Handlers:     []cri.Handler{{Name: "", RecursiveReadOnly: kernel.MountSetattr.Has(), UserNamespaces: kernel.UserNamespaces.Has() && kernel.OverlayIDMappedLower.Has()}},
+		Features:     cri.Features{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
+		Effective:    effective,
+		Slow:         time.Duration(config.Log.Slow),
+		Recorder:     recorder,
+		Log:          log,
+	})
+	n.start = func(context.Context) error {
+		pods, err := sandbox.New(sandbox.Config{
+			StateDir: config.State, RootDir: config.Root, LineMax: config.Container.LogLineMax,
+			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
+			Recorder: recorder, Log: log,
+		})
+		if err != nil {
+			return fmt.Errorf("bring back pods: %w", err)
+		}
+		n.closers = append(n.closers, func(ctx context.Context) error {
+			pods.Close(ctx)
+			if len(pods.ListPods()) > 0 {
+				return nil
+			}
+			return network.RemoveDefault() // a node without pods is left as it was found
+		})
+		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Images: imagesForCRI{images}, Network: func() (bool, string, string) {
+			s := network.Status()
+			return s.Ready, s.Reason, s.Message
+		}})
+		return nil
+	}
+	return n, nil
+}
+
+// pauseParent is the cgroup of all pauses with pause_cgroup = "runtime". It stays as long as one of them does.
+const pauseParent = "/criserver"
+
+func (n *node) assembleRuntime() (*ociruntime.Runtime, runtimev1.CgroupDriver, error) {
+	driver := runtimev1.CgroupDriver_CGROUPFS
+	binary, err := findPause(n.config.Pause)
+	if err != nil {
+		return nil, driver, err
+	}
+	hierarchies, err := cgroup.Detect()
+	if err != nil {
+		return nil, driver, err
+	}
+	n.closers = append(n.closers, func(context.Context) error { return hierarchies.Close() })
+	c := ociruntime.Config{PauseBinary: binary, WorkDir: n.config.State, Cgroups: hierarchies, Log: n.log}
+	if n.config.PauseCgroup == "runtime" {
+		c.PauseParent = pauseParent
+	}
+	if n.config.CgroupDriver == "systemd" || n.config.CgroupDriver == "auto" && cgroup.HostDriver() == cgroup.Systemd {
+		bus, err := systemd.NewWithContext(context.Background())
+		if err != nil {
+			return nil, driver, fmt.Errorf("cgroup_driver: connect to systemd: %w", err)
+		}
+		n.closers = append(n.closers, func(context.Context) error { bus.Close(); return nil })
+		c.Systemd, driver = bus, runtimev1.CgroupDriver_SYSTEMD
+	}
+	runtime, err := ociruntime.New(c)
+	if err != nil {
+		return nil, driver, err
+	}
+	n.closers = append(n.closers, func(context.Context) error { return runtime.Close() })
+	return runtime, driver, nil
+}
+
+func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageservice.Service, error) {
+	format := layer.Format(n.config.Images.Store)
+	if format == "auto" {
+		format = layer.Auto
+	}
+	layers, err := layer.Open(layer.Config{Root: filepath.Join(n.config.Root, "layers"), Format: format, Log: n.log})
+	if err != nil {
+		return nil, nil, fmt.Errorf("open layers: %w", err)
+	}
+	n.closers = append(n.closers, func(context.Context) error { return layers.Close() })
+	n.log.Info("layers", "store", layers.Describe())
+	images, err := imageservice.New(imageservice.Config{
+		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Registry: remote.Config{CertsDirs: n.config.CertsDirs},
+		Recorder: recorder, Log: n.log,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("open images: %w", err)
+	}
+	n.closers = append(n.closers, func(context.Context) error { return images.Close() })
+	syncing, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); layers.Run(syncing) }()
+	n.closers = append(n.closers, func(ctx context.Context) error {
+		stop()
+		<-done
+		return layers.Sync(ctx) // what was pulled last need not be pulled again after a power loss
+	})
+	return layers, images, nil
+}
+
+func (n *node) assembleNetwork() (*cni.Network, error) {
+	c := cni.Config{ConfDir: n.config.CNI.ConfDir, BinDirs: pluginDirs(n.config.CNI), Log: n.log}
+	if n.config.Network.Default == "on" {
+		d := &cni.DefaultNetwork{Bridge: n.config.Network.Bridge, DataDir: filepath.Join(n.config.State, "addresses")}
+		for _, s := range n.config.Network.Subnets {
+			p, err := netip.ParsePrefix(s)
+			if err != nil {
+				return nil, fmt.Errorf("network.subnets: %w", err)
+			}
+			d.Subnets = append(d.Subnets, p)
+		}
+		c.Default = d
+	}
+	if err := os.MkdirAll(n.config.State, 0o700); err != nil {
+		return nil, err
+	}
+	network, err := cni.New(c)
+	if err != nil {
+		return nil, fmt.Errorf("open network: %w", err)
+	}
+	n.closers = append(n.closers, func(context.Context) error { return network.Close() })
+	return network, nil
+}
+
+// imagesForCRI gives the image service the shape that package cri asks for.
+type imagesForCRI struct{ *imageservice.Service }
+
+func (i imagesForCRI) Pull(ctx context.Context, r cri.PullRequest) (string, error) {
+	return i.Service.Pull(ctx, imageservice.PullRequest{Ref: r.Ref, Auth: remote.Auth{
+		Username: r.Auth.Username, Password: r.Auth.Password, IdentityToken: r.Auth.IdentityToken,
+		RegistryToken: r.Auth.RegistryToken, ServerAddress: r.Auth.ServerAddress,
+	}})
+}
+
+func (i imagesForCRI) List() []*cri.Image {
+	var list []*cri.Image
+	for _, img := range i.Service.List() {
+		list = append(list, (*cri.Image)(img))
+	}
+	return list
+}
+
+func (i imagesForCRI) Status(ref string) (*cri.Image, bool) {
+	img, ok := i.Service.Status(ref)
+	return (*cri.Image)(img), ok
+}
+
+func (i imagesForCRI) FsInfo(context.Context) (cri.FilesystemUsage, error) {
+	return cri.FilesystemUsage(i.Service.Usage()), nil
+}

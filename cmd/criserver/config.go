@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"time"
+)
+
+// Config is the whole configuration: defaults, then the file, then flags. It is plain data, read once, and passed on in
+// pieces. The comments that `criserver config` prints are the ones here.
+type Config struct {
+	Address      string   `toml:"address" comment:"Socket of the CRI services, mode 0660."`
+	Root         string   `toml:"root" comment:"Directory of what outlives a reboot: images, layers, what networks are owed."`
+	State        string   `toml:"state" comment:"Directory of what does not: pods and containers. Best on a tmpfs. One criserver per root and state."`
+	Pause        string   `toml:"pause" comment:"The pause binary. Empty: beside criserver, then ../libexec/criserver, then /usr/libexec/criserver."`
+	CgroupDriver string   `toml:"cgroup_driver" comment:"auto, cgroupfs or systemd. auto: systemd where systemd manages a unified hierarchy, else cgroupfs."`
+	PauseCgroup  string   `toml:"pause_cgroup" comment:"Where a pod's pause process is accounted. pod: in the pod's cgroup; runtime: under criserver's own."`
+	CertsDirs    []string `toml:"certs_dirs" comment:"Directories of hosts.toml files, one directory per registry host. The first that knows a host is used."`
+
+	Log       Log       `toml:"log" comment:"Messages of criserver on standard error."`
+	Container Container `toml:"container" comment:"Containers."`
+	CNI       CNI       `toml:"cni" comment:"Network plugins and their configuration."`
+	Network   Network   `toml:"network" comment:"The network of pods where the CNI directory has no configuration."`
+	Images    Images    `toml:"images" comment:"Images and layers."`
+}
+
+// Log configures criserver's own messages.
+type Log struct {
+	Level  string   `toml:"level" comment:"debug, info, warn or error."`
+	Format string   `toml:"format" comment:"text or json."`
+	Slow   Duration `toml:"slow" comment:"Requests that take longer are logged with their stages; 0 logs only failures."`
+}
+
+// Container configures containers.
+type Container struct {
+	LogLineMax int `toml:"log_line_max" comment:"Bytes of one line of container output; longer ones are split and marked partial."`
+}
+
+// CNI says where plugins and their configuration are.
+type CNI struct {
+	ConfDir string   `toml:"conf_dir" comment:"Directory of .conflist, .conf and .json files; the first by name is used."`
+	BinDirs []string `toml:"bin_dirs" comment:"Directories of plugins. Those that come with criserver are looked for last."`
+}
+
+// Network is the embedded default network.
+type Network struct {
+	Default string   `toml:"default" comment:"on or off. Leave it off under a kubelet: a node without its CNI configuration should be NotReady."`
+	Bridge  string   `toml:"bridge" comment:"Name of its bridge, at most 15 bytes. Empty: cri0, or a name made from root if that is not the default."`
+	Subnets []string `toml:"subnets" comment:"One subnet per address family. Empty: 10.77.0.0/16 and fd9c:71e4:a0b2::/64, or subnets made from root likewise."`
+}
+
+// Images configures the image service.
+type Images struct {
+	Store string `toml:"store" comment:"auto, erofs or overlay. auto: erofs where the kernel mounts image files directly (6.12), else overlay."`
+}
+
+// Duration is a time.Duration that is written as "1.5s" in the file.
+type Duration time.Duration
+
+// MarshalText writes d as time.Duration prints it.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what time.ParseDuration does.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as 500ms or 2s", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Defaults of paths.
+const (
+	defaultFile = "/etc/criserver/config.toml"
+	defaultRoot = "/var/lib/criserver"
+)
+
+// defaultConfig is the configuration without file and flags.
+func defaultConfig() Config {
+	return Config{
+		Address:      "unix:///run/criserver/criserver.sock",
+		Root:         defaultRoot,
+		State:        "/run/criserver",
+		CgroupDriver: "auto",
+		PauseCgroup:  "pod",
+		CertsDirs:    []string{"/etc/criserver/certs.d", "/etc/containerd/certs.d"},
+		Log:          Log{Level: "info", Format: "text", Slow: Duration(2 * time.Second)},
+		Container:    Container{LogLineMax: 16384},
+		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Network:      Network{Default: "on", Subnets: []string{}},
+		Images:       Images{Store: "auto"},
+	}
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// maxSocketPath is what fits in a sockaddr_un.
+const maxSocketPath = 107
+
+// validate returns everything that is wrong with the values of c.
+func validate(c *Config) []string {
+	var faults []string
+	add := func(key, format string, args ...any) { faults = append(faults, key+": "+fmt.Sprintf(format, args...)) }
+	oneOf := func(key, value string, allowed ...string) {
+		if !slices.Contains(allowed, value) {
+			add(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
+		}
+	}
+	absolute := func(key string, paths ...string) {
+		for _, p := range paths {
+			if !filepath.IsAbs(p) {
+				add(key, "%q is not an absolute path", p)
+			}
+		}
+	}
+	socket, ok := strings.CutPrefix(c.Address, "unix://")
+	if !ok || !filepath.IsAbs(socket) {
+		add("address", "%q is not of the form unix:///path", c.Address)
+	} else if len(socket) > maxSocketPath {
+		add("address", "%q is longer than the %d bytes of a socket's path", c.Address, maxSocketPath)
+	}
+	absolute("root", c.Root)
+	absolute("state", c.State)
+	if filepath.Clean(c.Root) == filepath.Clean(c.State) {
+		add("state", "must not be the same directory as root")
+	}
+	if c.Pause != "" {
+		absolute("pause", c.Pause)
+	}
+	absolute("certs_dirs", c.CertsDirs...)
+	absolute("cni.conf_dir", c.CNI.ConfDir)
+	absolute("cni.bin_dirs", c.CNI.BinDirs...)
+	oneOf("cgroup_driver", c.CgroupDriver, "auto", "cgroupfs", "systemd")
+	oneOf("pause_cgroup", c.PauseCgroup, "pod", "runtime")
+	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf("log.format", c.Log.Format, "text", "json")
+	oneOf("images.store", c.Images.Store, "auto", "erofs", "overlay")
+	oneOf("network.default", c.Network.Default, "on", "off")
+	if c.Log.Slow < 0 {
+		add("log.slow", "must not be negative")
+	}
+	if n := c.Container.LogLineMax; n < 256 || n > 1<<20 {
+		add("container.log_line_max", "%d is not between 256 and %d", n, 1<<20)
+	}
+	if len(c.Network.Bridge) > 15 || strings.ContainsAny(c.Network.Bridge, "/ \t\n:") {
+		add("network.bridge", "%q is not the name of a network device", c.Network.Bridge)
+	}
+	for _, fault := range checkSubnets(c.Network.Subnets) {
+		add("network.subnets", "%s", fault)
+	}
+	return faults
+}
+
+// checkSubnets wants subnets with room for pods, one per address family.
+func checkSubnets(list []string) []string {
+	var faults []string
+	families := map[bool]bool{}
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		switch {
+		case err != nil:
+			faults = append(faults, fmt.Sprintf("%q is not a subnet such as 10.77.0.0/16", s))
+			continue
+		case p != p.Masked():
+			faults = append(faults, fmt.Sprintf("%q has address bits beyond its mask; its subnet is %s", s, p.Masked()))
+		case p.Bits() > p.Addr().BitLen()-3:
+			faults = append(faults, fmt.Sprintf("%q has no room for pods", s))
+		case families[p.Addr().Is4()]:
+			faults = append(faults, fmt.Sprintf("%q is a second subnet of its address family", s))
+		}
+		families[p.Addr().Is4()] = true
+	}
+	return faults
+}
+
+// settle fills in what follows from other values, so that two instances with different roots share no network device.
+func (c *Config) settle() {
+	c.Root, c.State = filepath.Clean(c.Root), filepath.Clean(c.State)
+	if c.CertsDirs == nil {
+		c.CertsDirs = []string{}
+	}
+	if c.CNI.BinDirs == nil {
+		c.CNI.BinDirs = []string{}
+	}
+	bridge, subnets := "cri0", []string{"10.77.0.0/16", "fd9c:71e4:a0b2::/64"}
+	if c.Root != defaultRoot {
+		h := sha256.Sum256([]byte(c.Root))
+		bridge = fmt.Sprintf("cri-%x", h[:4])
+		subnets = []string{
+			fmt.Sprintf("10.%d.%d.0/20", 78+int(h[0])%49, h[1]&^15),
+			fmt.Sprintf("fd9c:%02x%02x:%02x%02x:%02x%02x::/64", h[2], h[3], h[4], h[5], h[6], h[7]),
+		}
+	}
+	if c.Network.Bridge == "" {
+		c.Network.Bridge = bridge
+	}
+	if len(c.Network.Subnets) == 0 {
+		c.Network.Subnets = subnets
+	}
+}

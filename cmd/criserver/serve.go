@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"github.com/criserver/criserver/cri"
+)
+
+const (
+	stopBound   = 10 * time.Second // how long RPCs that run may take to end when criserver stops
+	closeBound  = 10 * time.Second // how long the parts may take to close after that
+	flightSize  = 512              // operations that the flight recorder remembers
+	readyNotice = "ready"
+)
+
+func newServe(flags *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve",
+		Short: "Serve CRI on the socket until SIGTERM or SIGINT; pods go on without criserver",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := flags.load()
+			if err != nil {
+				return err
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), config.Log)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+			defer stop()
+			return serve(ctx, config, log)
+		},
+	}
+}
+
+// serve serves until ctx ends.
+func serve(ctx context.Context, config Config, log *slog.Logger) error {
+	for what, dir := range map[string]string{"root": config.Root, "state": config.State} {
+		lock, err := lockDir(what, dir)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = lock.Close() }()
+	}
+	socket, err := listen(config.Address)
+	if err != nil {
+		return err
+	}
+	node, err := assemble(config, log)
+	if err != nil {
+		_ = socket.Close()
+		return err
+	}
+	return node.run(ctx, socket)
+}
+
+// node is the assembled daemon.
+type node struct {
+	config Config
+	log    *slog.Logger
+	cri    *cri.Server
+	start  func(context.Context) error // brings back what was there before, then calls cri.Server.Start
+	closers
+}
+
+// run answers on socket from the begin, starts the services, and stops everything when ctx ends or something fails.
+func (n *node) run(ctx context.Context, socket net.Listener) error {
+	server := n.cri.GRPC()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(socket) }()
+
+	began := time.Now()
+	err := n.start(ctx)
+	if err == nil {
+		n.log.Info(readyNotice, "socket", n.config.Address, "version", versionString(), "pid", os.Getpid(), "after", time.Since(began))
+		err = notify(daemon.SdNotifyReady)
+	}
+	if err == nil {
+		select {
+		case <-ctx.Done():
+		case err = <-served:
+			err = fmt.Errorf("serve %s: %w", n.config.Address, err)
+		}
+	}
+	n.log.Info("stopping; pods go on")
+	err = errors.Join(err, notify(daemon.SdNotifyStopping))
+	stopServer(server)
+	fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeBound)
+	defer cancel()
+	return errors.Join(err, n.close(fresh))
+}
+
+// stopServer lets running RPCs end for a while, then cuts them off. It closes and removes the socket.
+func stopServer(server *grpc.Server) {
+	cut := time.AfterFunc(stopBound, server.Stop)
+	defer cut.Stop()
+	server.GracefulStop()
+}
+
+// closers are what ends the parts of a node, the last one first.
+type closers []func(context.Context) error
+
+func (c closers) close(ctx context.Context) error {
+	var errs []error
+	for i := len(c) - 1; i >= 0; i-- {
+		errs = append(errs, c[i](ctx))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,89 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func (h *imageHandlers) PullImage(ctx context.Context, r *runtimev1.PullImageRequest) (*runtimev1.PullImageResponse, error) {
+	request, err := pullRequest(r, h.handlers)
+	if err != nil {
+		return nil, err
+	}
+	id, err := h.serving().Images.Pull(ctx, request)
+	return &runtimev1.PullImageResponse{ImageRef: id}, err
+}
+
+func (h *imageHandlers) ListImages(_ context.Context, r *runtimev1.ListImagesRequest) (*runtimev1.ListImagesResponse, error) {
+	response := &runtimev1.ListImagesResponse{}
+	if ref := r.GetFilter().GetImage().GetImage(); ref != "" {
+		if img, ok := h.serving().Images.Status(ref); ok {
+			response.Images = append(response.Images, image(img))
+		}
+		return response, nil
+	}
+	for _, img := range h.serving().Images.List() {
+		response.Images = append(response.Images, image(img))
+	}
+	return response, nil
+}
+
+// ImageStatus answers without an image where there is none.
+func (h *imageHandlers) ImageStatus(_ context.Context, r *runtimev1.ImageStatusRequest) (*runtimev1.ImageStatusResponse, error) {
+	if err := validateImage(r.GetImage(), h.handlers); err != nil {
+		return nil, err
+	}
+	img, ok := h.serving().Images.Status(r.GetImage().GetImage())
+	if !ok {
+		return &runtimev1.ImageStatusResponse{}, nil
+	}
+	response := &runtimev1.ImageStatusResponse{Image: image(img)}
+	var err error
+	if r.GetVerbose() {
+		response.Info, err = verbose(map[string]any{"imageSpec": json.RawMessage(img.Config)})
+	}
+	return response, err
+}
+
+func (h *imageHandlers) RemoveImage(ctx context.Context, r *runtimev1.RemoveImageRequest) (*runtimev1.RemoveImageResponse, error) {
+	if err := validateImage(r.GetImage(), h.handlers); err != nil {
+		return nil, err
+	}
+	return &runtimev1.RemoveImageResponse{}, h.serving().Images.Remove(ctx, r.GetImage().GetImage())
+}
+
+func (h *imageHandlers) ImageFsInfo(ctx context.Context, _ *runtimev1.ImageFsInfoRequest) (*runtimev1.ImageFsInfoResponse, error) {
+	usage, err := h.serving().Images.FsInfo(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fs := []*runtimev1.FilesystemUsage{{
+		Timestamp:  time.Now().UnixNano(),
+		FsId:       &runtimev1.FilesystemIdentifier{Mountpoint: usage.Mountpoint},
+		UsedBytes:  &runtimev1.UInt64Value{Value: usage.Bytes},
+		InodesUsed: &runtimev1.UInt64Value{Value: usage.Inodes},
+	}}
+	return &runtimev1.ImageFsInfoResponse{ImageFilesystems: fs, ContainerFilesystems: fs}, nil
+}
+
+func image(img *Image) *runtimev1.Image {
+	uid, username := imageUser(img.User)
+	return &runtimev1.Image{
+		Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.Size, Pinned: img.Pinned,
+		Uid: uid, Username: username, Spec: &runtimev1.ImageSpec{Image: img.ID},
+	}
+}
+
+// imageUser is the user of an image's config as CRI wants it: a number or a name, without the group.
+func imageUser(user string) (*runtimev1.Int64Value, string) {
+	user, _, _ = strings.Cut(user, ":")
+	if uid, err := strconv.ParseUint(user, 10, 32); err == nil {
+		return &runtimev1.Int64Value{Value: int64(uid)}, ""
+	}
+	return nil, user
+}

@@ -1,0 +1,114 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/stage"
+)
+
+// early are the RPCs that are answered before Start.
+var early = map[string]bool{"Version": true, "Status": true, "RuntimeConfig": true, "UpdateRuntimeConfig": true}
+
+// intercept makes an operation of every RPC, turns its error and panic into a status, and writes its log line.
+func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	method := path.Base(info.FullMethod)
+	if s.serving() == nil && !early[method] {
+		return nil, toStatus(errStarting, nil)
+	}
+	secrets := secretsOf(request)
+	ctx, op := s.config.Recorder.Start(ctx, method, subject(request))
+	var response any
+	err := stage.Protect(func() (err error) {
+		response, err = handler(ctx, request)
+		return err
+	})
+	answer := toStatus(err, secrets)
+	op.End(answer)
+	s.report(ctx, op.Record(), err, answer)
+	if answer != nil {
+		return nil, answer
+	}
+	return response, nil
+}
+
+// interceptStream does the same for streams, of which none is served yet.
+func (s *Server) interceptStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return toStatus(stage.Protect(func() error { return handler(srv, stream) }), nil)
+}
+
+// report writes one line about an RPC: a warning if it failed, a note if it was slow, else only for debugging.
+// What a client may ask for in vain as a matter of course, and clients that went away, are no reason to warn.
+func (s *Server) report(ctx context.Context, r stage.Record, err, answer error) {
+	level, text := slog.LevelDebug, "rpc"
+	slow := s.config.Slow > 0 && r.Took > s.config.Slow
+	if slow {
+		level, text = slog.LevelInfo, "rpc was slow"
+	}
+	attrs := []slog.Attr{slog.String("rpc", r.Name), slog.String("subject", r.Subject), slog.Duration("took", r.Took)}
+	if answer != nil {
+		st := status.Convert(answer)
+		attrs = append(attrs, slog.String("code", st.Code().String()), slog.String("error", st.Message()))
+		text = "rpc failed"
+		switch st.Code() {
+		case codes.NotFound, codes.Unimplemented, codes.Canceled:
+		default:
+			level = slog.LevelWarn
+		}
+	}
+	var p *stage.PanicError
+	if errors.As(err, &p) {
+		level = slog.LevelError
+		attrs = append(attrs, slog.String("stack", string(p.Stack)))
+	}
+	if len(r.Stages) > 0 && (slow || answer != nil) {
+		attrs = append(attrs, slog.String("stages", stagesLine(r.Stages)))
+	}
+	s.config.Log.LogAttrs(ctx, level, text, attrs...)
+}
+
+// stagesLine prints stages as "network 4.2 s, mount 0.3 ms (running)".
+func stagesLine(stages []stage.Stage) string {
+	var b strings.Builder
+	for i, st := range stages {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%s %s", st.Name, stage.Duration(st.Took))
+		if st.Running {
+			b.WriteString(" (running)")
+		}
+	}
+	return b.String()
+}
+
+// subject says in a few words what a request is about. It is logged: no secrets, no environment, no commands.
+func subject(request any) string {
+	var parts []string
+	switch r := request.(type) {
+	case interface{ GetContainerId() string }:
+		parts = append(parts, r.GetContainerId())
+	case *runtimev1.CreateContainerRequest:
+		m := r.GetConfig().GetMetadata()
+		parts = append(parts, r.GetPodSandboxId(), fmt.Sprintf("%s#%d", m.GetName(), m.GetAttempt()))
+	case interface{ GetPodSandboxId() string }:
+		parts = append(parts, r.GetPodSandboxId())
+	case *runtimev1.RunPodSandboxRequest:
+		m := r.GetConfig().GetMetadata()
+		parts = append(parts, fmt.Sprintf("%s/%s#%d", m.GetNamespace(), m.GetName(), m.GetAttempt()), m.GetUid())
+	case interface{ GetImage() *runtimev1.ImageSpec }:
+		parts = append(parts, r.GetImage().GetImage())
+	}
+	const longest = 256
+	text := strings.ToValidUTF8(strings.Join(parts, " "), "?")
+	return text[:min(len(text), longest)]
+}

@@ -1,0 +1,117 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/sandbox"
+)
+
+func (h *runtimeHandlers) RunPodSandbox(ctx context.Context, r *runtimev1.RunPodSandboxRequest) (*runtimev1.RunPodSandboxResponse, error) {
+	if err := validateRunPod(r, h.handlers); err != nil {
+		return nil, err
+	}
+	id, err := h.serving().Pods.RunPod(ctx, r.GetConfig(), r.GetRuntimeHandler())
+	return &runtimev1.RunPodSandboxResponse{PodSandboxId: string(id)}, err
+}
+
+func (h *runtimeHandlers) StopPodSandbox(ctx context.Context, r *runtimev1.StopPodSandboxRequest) (*runtimev1.StopPodSandboxResponse, error) {
+	if err := validateID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimev1.StopPodSandboxResponse{}, h.serving().Pods.StopPod(ctx, sandbox.ID(r.GetPodSandboxId()))
+}
+
+func (h *runtimeHandlers) RemovePodSandbox(ctx context.Context, r *runtimev1.RemovePodSandboxRequest) (*runtimev1.RemovePodSandboxResponse, error) {
+	if err := validateID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimev1.RemovePodSandboxResponse{}, h.serving().Pods.RemovePod(ctx, sandbox.ID(r.GetPodSandboxId()))
+}
+
+func (h *runtimeHandlers) PodSandboxStatus(_ context.Context, r *runtimev1.PodSandboxStatusRequest) (*runtimev1.PodSandboxStatusResponse, error) {
+	if err := validateID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	pod, err := h.serving().Pods.PodStatus(sandbox.ID(r.GetPodSandboxId()))
+	if err != nil {
+		return nil, err
+	}
+	config := pod.Config()
+	response := &runtimev1.PodSandboxStatusResponse{Status: &runtimev1.PodSandboxStatus{
+		Id:             string(pod.ID),
+		Metadata:       pod.Metadata,
+		State:          podState(pod.State),
+		CreatedAt:      nanos(pod.CreatedAt),
+		Network:        podNetwork(pod),
+		Linux:          &runtimev1.LinuxPodSandboxStatus{Namespaces: &runtimev1.Namespace{Options: podNamespaces(config)}},
+		Labels:         pod.Labels,
+		Annotations:    pod.Annotations,
+		RuntimeHandler: pod.Handler,
+	}}
+	if r.GetVerbose() {
+		response.Info, err = verbose(map[string]any{"pid": pod.Pid, "runtimeHandler": pod.Handler, "config": config})
+	}
+	return response, err
+}
+
+func (h *runtimeHandlers) ListPodSandbox(_ context.Context, r *runtimev1.ListPodSandboxRequest) (*runtimev1.ListPodSandboxResponse, error) {
+	pods := h.serving().Pods.ListPods()
+	response := &runtimev1.ListPodSandboxResponse{Items: make([]*runtimev1.PodSandbox, 0, len(pods))}
+	for _, pod := range pods {
+		state := podState(pod.State)
+		if !podMatches(r.GetFilter(), string(pod.ID), state, pod.Labels) {
+			continue
+		}
+		response.Items = append(response.Items, &runtimev1.PodSandbox{
+			Id:             string(pod.ID),
+			Metadata:       pod.Metadata,
+			State:          state,
+			CreatedAt:      nanos(pod.CreatedAt),
+			Labels:         pod.Labels,
+			Annotations:    pod.Annotations,
+			RuntimeHandler: pod.Handler,
+		})
+	}
+	return response, nil
+}
+
+func podState(s sandbox.PodState) runtimev1.PodSandboxState {
+	if s == sandbox.PodReady {
+		return runtimev1.PodSandboxState_SANDBOX_READY
+	}
+	return runtimev1.PodSandboxState_SANDBOX_NOTREADY
+}
+
+// podNetwork is never nil: on the host network the ip is empty.
+func podNetwork(pod *sandbox.PodStatus) *runtimev1.PodSandboxNetworkStatus {
+	n := &runtimev1.PodSandboxNetworkStatus{}
+	for i, ip := range pod.IPs {
+		if i == 0 {
+			n.Ip = ip.String()
+		} else {
+			n.AdditionalIps = append(n.AdditionalIps, &runtimev1.PodIP{Ip: ip.String()})
+		}
+	}
+	return n
+}
+
+// podNamespaces is never nil: the kubelet makes a pod anew whose network mode differs from what it wants.
+func podNamespaces(config *runtimev1.PodSandboxConfig) *runtimev1.NamespaceOption {
+	if o := config.GetLinux().GetSecurityContext().GetNamespaceOptions(); o != nil {
+		return o
+	}
+	return &runtimev1.NamespaceOption{}
+}
+
+// verbose makes the map that a status has when it was asked to be verbose: one JSON text called "info".
+func verbose(value map[string]any) (map[string]string, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("encode verbose status: %w", err)
+	}
+	return map[string]string{"info": string(text)}, nil
+}

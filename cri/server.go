@@ -1,0 +1,100 @@
+package cri
+
+import (
+	"encoding/json"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/stage"
+)
+
+// Config is what New needs. It is plain data, but for where to log and record.
+type Config struct {
+	Version      string // of criserver
+	CgroupDriver runtimev1.CgroupDriver
+	Handlers     []Handler // must have one with the empty name
+	Features     Features
+	Effective    json.RawMessage // the daemon's configuration, for verbose status; nil: none
+	Slow         time.Duration   // RPCs that take longer are logged with their stages; 0: none is
+	Recorder     *stage.Recorder // nil: none
+	Log          *slog.Logger
+}
+
+// Handler is a runtime handler and what it can do on this kernel.
+type Handler struct {
+	Name              string
+	RecursiveReadOnly bool
+	UserNamespaces    bool // and idmapped mounts
+}
+
+// Features is what criserver implements, whatever the handler.
+type Features struct {
+	SupplementalGroupsPolicy  bool
+	UserNamespacesHostNetwork bool
+	MountOptions              bool
+}
+
+// Services is what Start needs.
+type Services struct {
+	Pods       PodService
+	Containers ContainerService
+	Images     ImageService
+	Network    NetworkStatus
+}
+
+// Server serves both CRI services.
+type Server struct {
+	config   Config
+	handlers []string
+	services atomic.Pointer[Services] // nil until Start
+}
+
+// New returns a server that answers Version, Status, RuntimeConfig and UpdateRuntimeConfig, and Unavailable to the rest.
+func New(config Config) *Server {
+	s := &Server{config: config}
+	for _, h := range config.Handlers {
+		s.handlers = append(s.handlers, h.Name)
+	}
+	return s
+}
+
+// Start lets the server answer everything. It is called once.
+func (s *Server) Start(services Services) { s.services.Store(&services) }
+
+// Message sizes. A client of the kubelet sends and takes 16 MiB; ExecSync may answer twice that to those that take more.
+const (
+	maxReceive = 16 << 20
+	maxSend    = 40 << 20
+)
+
+// GRPC returns a gRPC server for the socket with both services.
+func (s *Server) GRPC() *grpc.Server {
+	g := grpc.NewServer(
+		grpc.UnaryInterceptor(s.intercept),
+		grpc.StreamInterceptor(s.interceptStream),
+		grpc.MaxRecvMsgSize(maxReceive),
+		grpc.MaxSendMsgSize(maxSend),
+	)
+	runtimev1.RegisterRuntimeServiceServer(g, &runtimeHandlers{Server: s})
+	runtimev1.RegisterImageServiceServer(g, &imageHandlers{Server: s})
+	return g
+}
+
+// runtimeHandlers are the RPCs of the RuntimeService.
+type runtimeHandlers struct {
+	runtimev1.UnimplementedRuntimeServiceServer
+	*Server
+}
+
+// imageHandlers are the RPCs of the ImageService.
+type imageHandlers struct {
+	runtimev1.UnimplementedImageServiceServer
+	*Server
+}
+
+// serving returns the services; the interceptor lets no RPC through to where they are needed before Start.
+func (s *Server) serving() *Services { return s.services.Load() }

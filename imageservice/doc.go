@@ -1,0 +1,26 @@
+// Package imageservice pulls images, says which there are, removes them, and gives containers their roots.
+//
+// It owns the way from a registry (package remote) to the image database (store/imagedb) and the layer store
+// (store/layer), and who needs which layer. How a layer lies on disk is the layer store's.
+//
+// # Pull
+//
+// A layer is one stream: registry, digest of the compressed bytes, inflate, digest of the plain bytes, layer store. Layers
+// run side by side, bounded over all pulls. The same layer wanted twice is fetched once, the same pull wanted twice runs
+// once; a caller whose ctx ends stops waiting, and the work stops when nobody waits any more. A pull that fails
+// leaves nothing behind, also no layer that was complete.
+//
+// # Invariants
+//
+// An image is in the database only while all its layers are in the store. A layer is in the store only while somebody
+// holds it (see holds) or a container's root is built on it. Nothing durable vouches for something that is not: the
+// store drops layers that a power loss caught before they were synced, and New then forgets the images of these.
+//
+// # Identity
+//
+// An image is its config: the id is sha256:<hex> of the config's bytes everywhere. Removing it by any of its names removes
+// it with all of them. Reads are answered from the database's snapshot, which never waits.
+//
+// Concurrency: everything is safe. Lock order: Service.images, then imagedb's and holds' own; nothing is locked while the
+// network or the layer store is waited for.
+package imageservice

@@ -1,0 +1,124 @@
+package imageservice
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/stage"
+	"github.com/criserver/criserver/store/imagedb"
+	"github.com/criserver/criserver/test/registry"
+)
+
+func FuzzManifest(f *testing.F) {
+	img := hello(f, "x")
+	index, indexType := registry.Index(f, false, img)
+	f.Add(img.Manifest, img.Desc.MediaType)
+	f.Add(index, indexType)
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{}],"config":{}}`), "")
+	s := &Service{cfg: Config{Limits: Limits{}.withDefaults()}, platform: platforms.All}
+	f.Fuzz(func(t *testing.T, data []byte, mediaType string) {
+		d := digest.FromBytes(data)
+		doc, isIndex, err := parseDocument(remote.Manifest{Digest: d, MediaType: mediaType, Bytes: data})
+		if err != nil {
+			if !errors.Is(err, ErrInvalidImage) {
+				t.Errorf("%v is not ErrInvalidImage", err)
+			}
+			return
+		}
+		if isIndex {
+			if chosen, err := s.choose(d, doc.Manifests); err == nil && chosen.Digest.Validate() != nil {
+				t.Errorf("chose %+v", chosen)
+			}
+			return
+		}
+		if s.checkManifest(d, doc) != nil {
+			return
+		}
+		for _, l := range doc.Layers {
+			if l.Digest.Validate() != nil || l.Size <= 0 {
+				t.Errorf("accepted layer %+v", l)
+			}
+		}
+	})
+}
+
+func FuzzReference(f *testing.F) {
+	for _, ref := range []string{"busybox", "a/b:c", "h:5000/a@sha256:" + strings.Repeat("a", 64), "sha256:abc", "docker.io/library/x", ""} {
+		f.Add(ref)
+	}
+	snapshot := &imagedb.Snapshot{}
+	f.Fuzz(func(t *testing.T, ref string) {
+		if img := find(snapshot, ref); img != nil {
+			t.Errorf("found %v in nothing", img)
+		}
+		parsed, err := parse(ref)
+		if err != nil {
+			if !errors.Is(err, ErrInvalidReference) {
+				t.Errorf("%v is not ErrInvalidReference", err)
+			}
+			return
+		}
+		again, err := parse(parsed.String())
+		if err != nil || again.String() != parsed.String() || (parsed.tag == "") == (parsed.digest == "") {
+			t.Errorf("%q becomes %q, which becomes %q, %v", ref, parsed, again, err)
+		}
+	})
+}
+
+func FuzzDecompress(f *testing.F) {
+	for _, c := range []string{"", "gzip", "zstd"} {
+		f.Add(registry.Compress(f, c, []byte("some text")), "application/vnd.docker.image.rootfs.diff.tar.gzip")
+	}
+	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xff, 0xff, 0xff}, ocispec.MediaTypeImageLayerZstd)
+	f.Fuzz(func(t *testing.T, data []byte, mediaType string) {
+		r, err := decompress(mediaType, bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		limited := &expansion{r: r, left: 1 << 20, limit: 1 << 20}
+		if n, err := io.Copy(io.Discard, limited); n > 1<<20 {
+			t.Errorf("%d bytes came out, %v", n, err)
+		}
+		_ = r.Close() // says again what Read has said
+	})
+}
+
+func TestReferences(t *testing.T) {
+	const d = "@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	for ref, want := range map[string]string{
+		"busybox":                    "docker.io/library/busybox:latest",
+		"busybox:1":                  "docker.io/library/busybox:1",
+		"team/app":                   "docker.io/team/app:latest",
+		"index.docker.io/team/app:v": "docker.io/team/app:v",
+		"localhost/app":              "localhost/app:latest",
+		"quay.io:443/a/b/c:v":        "quay.io:443/a/b/c:v",
+		"app" + d:                    "docker.io/library/app" + d,
+		"app:v" + d:                  "docker.io/library/app" + d,
+	} {
+		got, err := parse(ref)
+		if err != nil || got.String() != want {
+			t.Errorf("%s is %s, %v; want %s", ref, got, err, want)
+		}
+	}
+}
+
+func TestPanicOfAPullIsAnError(t *testing.T) {
+	g := newFlights[int](t.Context(), stage.NewRecorder(1), "test")
+	_, _, err := g.do(t.Context(), "k", false, func(context.Context) (int, error) { panic("boom") })
+	if err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Error(err)
+	}
+	if v, _, err := g.do(t.Context(), "k", false, func(context.Context) (int, error) { return 7, nil }); v != 7 || err != nil {
+		t.Errorf("afterwards: %d, %v", v, err)
+	}
+	g.wait()
+}

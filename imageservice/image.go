@@ -1,0 +1,104 @@
+package imageservice
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/store/imagedb"
+)
+
+// Image is one present image. It is the caller's own, but Config is shared and must not be changed.
+type Image struct {
+	ID          string   // sha256:<hex> of the config
+	RepoTags    []string // normalised, sorted
+	RepoDigests []string // normalised, sorted
+	Size        uint64   // bytes on disk if no layer were shared; never 0
+	User        string   // as in the config: "name", "uid", "uid:gid" or empty
+	Pinned      bool     // not to be collected
+	Config      []byte   // as the registry served it
+}
+
+// List returns the present images ordered by id.
+func (s *Service) List() []*Image {
+	images := s.db.Snapshot().Images()
+	list := make([]*Image, len(images))
+	for i, img := range images {
+		list[i] = s.image(img)
+	}
+	return list
+}
+
+// Status finds an image by id, unambiguous beginning of an id, tag, digest or unqualified name.
+func (s *Service) Status(ref string) (*Image, bool) {
+	img := find(s.db.Snapshot(), ref)
+	if img == nil {
+		return nil, false
+	}
+	return s.image(img), true
+}
+
+// Config returns the id, the first repository digest (the id if there is none) and the parsed config of a present image.
+func (s *Service) Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool) {
+	img := find(s.db.Snapshot(), ref)
+	if img == nil {
+		return "", "", ocispec.Image{}, false
+	}
+	if json.Unmarshal(img.Config, &config) != nil { // was parsed before it was stored
+		return "", "", ocispec.Image{}, false
+	}
+	repoDigest = string(img.ID)
+	if len(img.RepoDigests) > 0 {
+		repoDigest = img.RepoDigests[0]
+	}
+	return string(img.ID), repoDigest, config, true
+}
+
+func (s *Service) image(img *imagedb.Image) *Image {
+	return &Image{
+		ID: string(img.ID), RepoTags: slices.Clone(img.Names), RepoDigests: slices.Clone(img.RepoDigests),
+		Size: uint64(img.Size), User: img.User, Pinned: img.Pinned || s.isPinned(img), Config: img.Config,
+	}
+}
+
+// normalisePinned checks the configured references.
+func normalisePinned(refs []string) ([]string, error) {
+	var pinned []string
+	for _, ref := range refs {
+		if strings.HasSuffix(ref, "*") {
+			pinned = append(pinned, ref)
+			continue
+		}
+		t, err := parse(ref)
+		if err != nil {
+			return nil, fmt.Errorf("pinned image: %w", err)
+		}
+		pinned = append(pinned, t.String())
+	}
+	return pinned, nil
+}
+
+func (s *Service) isPinned(img *imagedb.Image) bool {
+	matches := func(name string) bool {
+		return slices.ContainsFunc(s.pinned, func(pin string) bool {
+			prefix, any := strings.CutSuffix(pin, "*")
+			return name == pin || any && strings.HasPrefix(name, prefix)
+		})
+	}
+	return slices.ContainsFunc(img.Names, matches) || slices.ContainsFunc(img.RepoDigests, matches)
+}
+
+// unique returns the digests without repetitions, in the order of their first.
+func unique(ids []digest.Digest) []digest.Digest {
+	var once []digest.Digest
+	for _, id := range ids {
+		if !slices.Contains(once, id) {
+			once = append(once, id)
+		}
+	}
+	return once
+}

@@ -1,0 +1,197 @@
+package imageservice
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/stage"
+	"github.com/criserver/criserver/store/imagedb"
+)
+
+const (
+	// resolveBound limits manifests and config of one pull: a few small documents. Layers are bounded by throughput.
+	resolveBound = 5 * time.Minute
+	// fetchTries is how often a pull takes part in fetching one layer: when another pull's registry failed, its own may not.
+	fetchTries = 3
+)
+
+// PullRequest asks for an image.
+type PullRequest struct {
+	Ref  string
+	Auth remote.Auth // the zero value is anonymous
+}
+
+// source is a session that lives as long as anybody fetches through it.
+type source struct {
+	*remote.Session
+	users atomic.Int32
+}
+
+func (s *source) release() {
+	if s.users.Add(-1) == 0 {
+		s.Close()
+	}
+}
+
+// Pull brings the image onto the node and returns its id. It asks the registry every time what the reference means;
+// layers that are present are not fetched again. When ctx ends, only the wait ends, and the work too if nobody else
+// waits for it. Errors: see ErrNotFound and the others.
+func (s *Service) Pull(ctx context.Context, r PullRequest) (id string, err error) {
+	t, err := parse(r.Ref)
+	if err != nil {
+		return "", err
+	}
+	key, err := pullKey(t, r.Auth)
+	if err != nil {
+		return "", err
+	}
+	id, _, err = s.pulls.do(ctx, key, false, func(ctx context.Context) (string, error) { return s.pull(ctx, t, r.Auth) })
+	return id, classify(t.String(), err)
+}
+
+// pullKey is the same for pulls that may share one run. It begins with the reference; the secrets are in it only as a
+// digest.
+func pullKey(t target, auth remote.Auth) (string, error) {
+	type plainAuth remote.Auth // without the redacting methods
+	secrets, err := json.Marshal(plainAuth(auth))
+	if err != nil {
+		return "", fmt.Errorf("pull image %s: auth cannot be encoded", t)
+	}
+	sum := sha256.Sum256(secrets)
+	return t.String() + "\x00" + string(sum[:]), nil
+}
+
+func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string, error) {
+	session, err := remote.Open(s.cfg.Registry, t.repo, auth)
+	if err != nil {
+		return "", err
+	}
+	src := &source{Session: session}
+	src.users.Store(1)
+	defer src.release()
+
+	var r resolved
+	err = stage.Run(ctx, "resolve", resolveBound, func(ctx context.Context) error {
+		if r, err = s.resolve(ctx, session, t); err != nil {
+			return err
+		}
+		return s.fetchConfig(ctx, session, &r)
+	})
+	if err != nil {
+		return "", err
+	}
+	diffIDs := unique(r.image.RootFS.DiffIDs)
+	if err := s.holds.acquire(ctx, diffIDs); err != nil {
+		return "", err
+	}
+	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error { return s.fetchLayers(ctx, src, &r) })
+	if err == nil {
+		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.record(t, &r, diffIDs) })
+	}
+	if err != nil {
+		if releaseErr := s.holds.release(diffIDs); releaseErr != nil {
+			s.log.Warn("layers of a failed pull stay", "image", t.String(), "error", releaseErr)
+		}
+		return "", err
+	}
+	return string(r.doc.Config.Digest), nil
+}
+
+// fetchLayers returns when all layers are present, or after the first error when everything begun has ended.
+func (s *Service) fetchLayers(ctx context.Context, src *source, r *resolved) error {
+	g, ctx := errgroup.WithContext(ctx)
+	begun := map[digest.Digest]bool{}
+	for i, desc := range r.doc.Layers {
+		diffID := r.image.RootFS.DiffIDs[i]
+		if begun[diffID] {
+			continue
+		}
+		begun[diffID] = true
+		g.Go(func() error {
+			if err := s.layer(ctx, src, desc, diffID); err != nil {
+				return fmt.Errorf("layer %d of %d: %w", i+1, len(r.doc.Layers), err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// layer returns when the layer is present. The caller holds it.
+func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest) error {
+	for try := 1; ; try++ {
+		if s.layers.Has(diffID) {
+			return nil
+		}
+		src.users.Add(1)
+		work := func(ctx context.Context) (struct{}, error) {
+			defer src.release()
+			return struct{}{}, s.fetchOnce(ctx, src.Session, desc, diffID)
+		}
+		_, ours, err := s.fetches.do(ctx, string(diffID), true, work)
+		if !ours {
+			src.release()
+		}
+		if err == nil || ours || ctx.Err() != nil || try == fetchTries {
+			return err
+		}
+	}
+}
+
+// fetchOnce waits for a slot and fetches the layer, unless it was committed since somebody looked.
+func (s *Service) fetchOnce(ctx context.Context, src *remote.Session, desc ocispec.Descriptor, diffID digest.Digest) error {
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer s.slots.Release(1)
+	if s.layers.Has(diffID) {
+		return nil
+	}
+	return s.fetchLayer(ctx, src, desc, diffID)
+}
+
+// record stores the image. The pull's holds become the image's, or are let go if it has its own already.
+func (s *Service) record(t target, r *resolved, diffIDs []digest.Digest) error {
+	img := imagedb.Image{
+		ID: r.doc.Config.Digest, Config: r.config, User: r.image.Config.User,
+		ManifestDigest: r.manifest.Digest, Manifest: r.manifest.Bytes,
+		RepoDigests: []string{t.repo.Name() + "@" + r.top.String()},
+		DiffIDs:     r.image.RootFS.DiffIDs,
+		Size:        int64(len(r.config)+len(r.manifest.Bytes)) + s.size(diffIDs),
+		PulledAt:    time.Now().UTC(),
+	}
+	if t.tag != "" {
+		img.Names = []string{t.String()}
+	}
+	s.images.Lock()
+	present := s.db.Snapshot().ByID(img.ID) != nil
+	err := s.db.Put(img)
+	s.images.Unlock()
+	if err != nil || !present {
+		return err
+	}
+	return s.holds.release(diffIDs)
+}
+
+// size is what the layers take together, in bytes.
+func (s *Service) size(diffIDs []digest.Digest) (sum int64) {
+	wanted := map[digest.Digest]bool{}
+	for _, id := range diffIDs {
+		wanted[id] = true
+	}
+	for _, l := range s.layers.List() {
+		if wanted[l.DiffID] {
+			sum += l.Bytes
+		}
+	}
+	return sum
+}

@@ -1,0 +1,204 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/distribution/reference"
+	"github.com/sirupsen/logrus"
+)
+
+// Config says how to speak to registries. Zero numbers mean the defaults beside them.
+type Config struct {
+	CertsDirs     []string      // hosts.toml directories, the first that knows a host wins
+	UserAgent     string        // "criserver"
+	MinThroughput int64         // bytes a second that a body must bring over a Window, 10 KiB
+	Window        time.Duration // 30 s
+	Attempts      int           // failures in a row of one blob without a MiB of progress, 5
+	Backoff       time.Duration // before the second attempt at an endpoint; doubles up to MaxBackoff, 250 ms
+	MaxBackoff    time.Duration // also bounds how long a Retry-After is obeyed, 30 s
+}
+
+func (c Config) withDefaults() Config {
+	if c.UserAgent == "" {
+		c.UserAgent = "criserver"
+	}
+	if c.MinThroughput == 0 {
+		c.MinThroughput = 10 << 10
+	}
+	if c.Window == 0 {
+		c.Window = 30 * time.Second
+	}
+	if c.Attempts == 0 {
+		c.Attempts = 5
+	}
+	if c.Backoff == 0 {
+		c.Backoff = 250 * time.Millisecond
+	}
+	if c.MaxBackoff == 0 {
+		c.MaxBackoff = 30 * time.Second
+	}
+	return c
+}
+
+// Session is a conversation about one repository with the registry that has it and its mirrors.
+type Session struct {
+	cfg        Config
+	registry   string // host[:port] of the reference
+	repository string // path in the registry
+	hosts      []*endpoint
+	transports []*http.Transport
+}
+
+// endpoint is one host that may serve the repository.
+type endpoint struct {
+	docker.RegistryHost        // its Authorizer is not used
+	bearer              string // sent as it is, instead of asking the authorizer
+	auth                *authorizer
+}
+
+// authorizer is containerd's, made anew after a failure: that one would remember a failed token request for ever.
+type authorizer struct {
+	fresh   func() docker.Authorizer
+	mu      sync.Mutex
+	current docker.Authorizer
+}
+
+func (a *authorizer) get() docker.Authorizer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current == nil {
+		a.current = a.fresh()
+	}
+	return a.current
+}
+
+// drop forgets failed, unless that has happened already.
+func (a *authorizer) drop(failed docker.Authorizer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current == failed {
+		a.current = nil
+	}
+}
+
+// Open reads the configuration of the reference's registry and connects to nothing yet. Close must be called.
+func Open(cfg Config, ref reference.Named, auth Auth) (*Session, error) {
+	s := &Session{cfg: cfg.withDefaults(), registry: reference.Domain(ref), repository: reference.Path(ref)}
+	hosts, err := s.configure()
+	if err != nil {
+		return nil, fmt.Errorf("configure registry %s: %w", s.registry, err)
+	}
+	for _, h := range hosts {
+		e, err := s.endpoint(h, auth)
+		if err != nil {
+			s.Close()
+			return nil, fmt.Errorf("configure registry %s: %w", s.registry, err)
+		}
+		s.hosts = append(s.hosts, e)
+	}
+	return s, nil
+}
+
+// Close drops the connections. Streams must have been closed.
+func (s *Session) Close() {
+	for _, t := range s.transports {
+		t.CloseIdleConnections()
+	}
+}
+
+func (s *Session) configure() ([]docker.RegistryHost, error) {
+	sink := &errorSink{}
+	logger := logrus.New()
+	logger.SetOutput(io.Discard)
+	logger.AddHook(sink)
+	// ConfigureHosts goes on with less than was configured when a file is wrong, and only logs it; that would send
+	// requests where the operator did not want them.
+	ctx := log.WithLogger(context.Background(), logrus.NewEntry(logger))
+	hosts, err := config.ConfigureHosts(ctx, config.HostOptions{
+		HostDir:      s.hostDir,
+		UpdateClient: s.tune,
+	})(s.registry)
+	if err = errors.Join(err, sink.err); err != nil {
+		return nil, err
+	}
+	return hosts, nil
+}
+
+func (s *Session) hostDir(host string) (string, error) {
+	for _, root := range s.cfg.CertsDirs {
+		dir, err := config.HostDirFromRoot(root)(host)
+		if err == nil || !errdefs.IsNotFound(err) && !errors.Is(err, fs.ErrNotExist) {
+			return dir, err
+		}
+	}
+	return "", errdefs.ErrNotFound
+}
+
+// tune is called for every client that containerd's library makes.
+func (s *Session) tune(c *http.Client) error {
+	c.CheckRedirect = checkRedirect(nil)
+	if t, ok := c.Transport.(*http.Transport); ok {
+		t.MaxIdleConnsPerHost = 8
+		t.ReadBufferSize = 64 << 10
+		s.transports = append(s.transports, t)
+	}
+	return nil
+}
+
+func (s *Session) endpoint(h docker.RegistryHost, auth Auth) (*endpoint, error) {
+	e := &endpoint{RegistryHost: h}
+	client := *h.Client
+	client.CheckRedirect = checkRedirect(h.Header)
+	e.Client = &client
+	ours, err := auth.belongsTo(s.registry, h.Host)
+	if err != nil {
+		return nil, err
+	}
+	if !ours {
+		auth = Auth{}
+	}
+	user, password, err := auth.secret()
+	if err != nil {
+		return nil, err
+	}
+	if user == "" && password == "" {
+		e.bearer = auth.RegistryToken
+	}
+	credentials := func(host string) (string, string, error) {
+		if host != h.Host {
+			return "", "", nil
+		}
+		return user, password, nil
+	}
+	e.auth = &authorizer{fresh: func() docker.Authorizer {
+		return docker.NewDockerAuthorizer(docker.WithAuthClient(h.Client), docker.WithAuthCreds(credentials))
+	}}
+	return e, nil
+}
+
+// errorSink keeps the first error that a library logs instead of returning it.
+type errorSink struct{ err error }
+
+func (*errorSink) Levels() []logrus.Level { return []logrus.Level{logrus.ErrorLevel} }
+
+func (s *errorSink) Fire(e *logrus.Entry) error {
+	if s.err == nil {
+		s.err = errors.New(e.Message)
+		if cause, ok := e.Data[logrus.ErrorKey].(error); ok {
+			s.err = fmt.Errorf("%s: %w", strings.TrimSpace(e.Message), cause)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,143 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// dialect is what differs between cgroup v1 and v2. The limits are computed, not written: settings are plain values.
+type dialect interface {
+	// prepare makes a new directory usable (v1: fills cpusets; v2: distributes controllers down to it).
+	prepare(h *hierarchy, dir string, res *specs.LinuxResources) error
+
+	cpu(now current, c *specs.LinuxCPU) ([]setting, error)
+	memory(now current, m *specs.LinuxMemory) ([]setting, error)
+	blockIO(now current, b *specs.LinuxBlockIO) ([]setting, error)
+	hugetlbFiles(pageSize string) (usage, reservation string)
+
+	oomFile() string
+	freeze(h *hierarchy, dir string, freeze bool) error
+	frozen(h *hierarchy, dir string) (bool, error)
+}
+
+// setting is one write to one control file.
+type setting struct {
+	what     string // "memory limit", for errors
+	file     string
+	value    string
+	optional bool // no error if the file is missing
+}
+
+// current reads a control file of the group whose limits are computed; nil for a new group, where nothing is limited yet.
+type current func(file string) (string, error)
+
+// bytes reads a limit or a usage; unlimited for a new group.
+func (now current) bytes(file string) (int64, error) {
+	if now == nil {
+		return unlimited, nil
+	}
+	text, err := now(file)
+	if err != nil {
+		return 0, err
+	}
+	n, err := parseBytes(text)
+	if err != nil {
+		return 0, fmt.Errorf("parse %s: %w", file, err)
+	}
+	return n, nil
+}
+
+// Update changes the limits that res names and leaves the others as they are. It stops at the first that fails; those
+// before it stay changed, so a caller that wants all or nothing calls Update again with the old values.
+func (g *Group) Update(res *specs.LinuxResources) error {
+	if err := g.apply(res, false); err != nil {
+		return fmt.Errorf("update cgroup /%s: %w", g.path, err)
+	}
+	return nil
+}
+
+// apply computes the settings controller by controller and writes them.
+func (g *Group) apply(res *specs.LinuxResources, fresh bool) error {
+	if res == nil {
+		return nil
+	}
+	if err := unsupported(res); err != nil {
+		return err
+	}
+	for _, l := range limits {
+		if !l.wanted(res) {
+			continue
+		}
+		h := g.hs.byController[l.controller]
+		if h == nil {
+			if l.controller == "hugetlb" && onlyZeroHugepages(res) {
+				continue // the kubelet sends every page size with 0
+			}
+			return fmt.Errorf("set %s limit: no %s controller is mounted", l.controller, l.controller)
+		}
+		var now current
+		if !fresh || l.reads {
+			now = func(file string) (string, error) { return h.read(g.path, file) }
+		}
+		settings, err := l.settings(h.dialect, now, res)
+		if err != nil {
+			return fmt.Errorf("set %s limit: %w", l.controller, err)
+		}
+		if err := h.set(g.path, settings); err != nil {
+			return err
+		}
+	}
+	if err := g.applyUnified(res.Unified); err != nil {
+		return err
+	}
+	return g.applyDevices(res.Devices, fresh)
+}
+
+// applyUnified writes cgroup2 files verbatim.
+func (g *Group) applyUnified(files map[string]string) error {
+	if len(files) == 0 {
+		return nil
+	}
+	h := g.hs.unified
+	if h == nil {
+		return errors.New("set unified limits: no cgroup2 is mounted")
+	}
+	settings, err := unifiedSettings(files, h.Controllers)
+	if err != nil {
+		return err
+	}
+	return h.set(g.path, settings)
+}
+
+// set writes settings in their order; consecutive writes to one file open it once.
+func (h *hierarchy) set(dir string, settings []setting) error {
+	fd, open := -1, ""
+	defer func() { _ = unix.Close(fd) }()
+	for _, s := range settings {
+		if s.file != open {
+			_ = unix.Close(fd)
+			var err error
+			if fd, err = h.openFD(dir, s.file, unix.O_WRONLY); err != nil {
+				fd, open = -1, ""
+				if s.optional && errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				return s.failed(h, dir, err)
+			}
+			open = s.file
+		}
+		if err := writeFD(fd, s.value); err != nil {
+			return s.failed(h, dir, err)
+		}
+	}
+	return nil
+}
+
+func (s setting) failed(h *hierarchy, dir string, err error) error {
+	return fmt.Errorf("set %s %s in %s: %w", s.what, strings.TrimSuffix(s.value, "\n"), h.abs(dir, s.file), err)
+}

@@ -1,0 +1,215 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A Group is one leaf: the same path in every hierarchy, or, made by Sub, the leaf of one exec below it.
+type Group struct {
+	hs      *Hierarchies
+	path    string   // relative to the roots
+	exec    string   // of an exec leaf: its directory below path, in hs.watch only; else ""
+	created []string // see CreatedParents
+}
+
+// Create makes the leaf name below parent in every hierarchy and sets its limits, before any process is there.
+// parent is a cgroup path ("/kubepods/burstable/podX"; "" and "/" are the root); what is missing of it is made.
+// res may be nil. On error everything that was made is removed again. An existing leaf is an error (fs.ErrExist).
+func (hs *Hierarchies) Create(parent, name string, res *specs.LinuxResources) (*Group, error) {
+	g, err := hs.Open(parent, name)
+	if err != nil {
+		return nil, err
+	}
+	var made []*hierarchy
+	for _, h := range hs.all {
+		if err = g.makeLeaf(h, path.Dir(g.path), res); err != nil {
+			break
+		}
+		made = append(made, h)
+	}
+	if err == nil {
+		err = g.apply(res, true)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create cgroup /%s: %w", g.path, err), g.undo(made))
+	}
+	return g, nil
+}
+
+// undo removes what Create made. No process was ever in it.
+func (g *Group) undo(made []*hierarchy) error {
+	var errs []error
+	for _, h := range made {
+		if err := unix.Unlinkat(h.root, g.path, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", h.abs(g.path), err))
+		}
+	}
+	g.removeParents(g.created)
+	return errors.Join(errs...)
+}
+
+// Open is the Group that Create made, perhaps in an earlier life of this process. It asks nothing of the kernel:
+// whether the directories are there shows on use.
+func (hs *Hierarchies) Open(parent, name string) (*Group, error) {
+	dir, err := cleanParent(parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	return &Group{hs: hs, path: path.Join(dir, name)}, nil
+}
+
+// Path is the cgroup path of the leaf in every hierarchy: "/kubepods/podX/<id>".
+func (g *Group) Path() string { return "/" + g.path }
+
+// CreatedParents lists the absolute directories above the leaf that Create had to make, outermost first. Who wants
+// them gone with the last leaf records them and hands them to Delete.
+func (g *Group) CreatedParents() []string { return g.created }
+
+// Paths maps every controller (and "" for a cgroup2) to the leaf's absolute directory, for binds and statistics.
+func (g *Group) Paths() map[string]string {
+	paths := map[string]string{}
+	for _, h := range g.hs.all {
+		dir := h.abs(g.dir(h))
+		for _, c := range h.Controllers {
+			paths[c] = dir
+		}
+		if h.Unified {
+			paths[""] = dir
+		}
+	}
+	return paths
+}
+
+// Sub makes a leaf for one exec: below the cgroup2 directory, or, on pure v1, below the freezer's. In all other
+// hierarchies, and for limits and OOM kills, it is g. Its Kill and Delete take the exec only.
+// The error is EBUSY when a process is placed in it while g distributes controllers (a container that runs systemd).
+func (g *Group) Sub(name string) (*Group, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	sub := &Group{hs: g.hs, path: g.path, exec: path.Join(g.exec, name)}
+	h := g.hs.watch
+	if err := mkdir(h, sub.dir(h)); err != nil {
+		return nil, fmt.Errorf("create exec cgroup %s: %w", h.abs(sub.dir(h)), err)
+	}
+	return sub, nil
+}
+
+// dir is where g lives in h, relative to the root.
+func (g *Group) dir(h *hierarchy) string {
+	if g.exec != "" && h == g.hs.watch {
+		return g.path + "/" + g.exec
+	}
+	return g.path
+}
+
+// own lists the hierarchies that have a directory of g alone.
+func (g *Group) own() []*hierarchy {
+	if g.exec != "" {
+		return []*hierarchy{g.hs.watch}
+	}
+	return g.hs.all
+}
+
+// MissingParents lists the absolute directories that Create below parent would have to make now, outermost first: who
+// wants them gone, even if it is killed while Create makes them, records them before.
+func (hs *Hierarchies) MissingParents(parent string) ([]string, error) {
+	dir, err := cleanParent(parent)
+	if err != nil {
+		return nil, err
+	}
+	var missing []string
+	for _, h := range hs.all {
+		for i := range len(dir) + 1 {
+			if i == 0 || i < len(dir) && dir[i] != '/' {
+				continue
+			}
+			if err := unix.Faccessat(h.root, dir[:i], unix.F_OK, 0); errors.Is(err, fs.ErrNotExist) {
+				missing = append(missing, h.abs(dir[:i]))
+			}
+		}
+	}
+	return missing, nil
+}
+
+// makeLeaf makes g's directory in h, and parent if it is missing.
+func (g *Group) makeLeaf(h *hierarchy, parent string, res *specs.LinuxResources) error {
+	err := mkdir(h, g.path)
+	for range 3 { // another leaf's Delete may take the parent away at the same time
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		var made []string
+		made, err = makeParents(h, parent)
+		g.created = append(g.created, made...)
+		if err == nil {
+			err = mkdir(h, g.path)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make directory %s: %w", h.abs(g.path), err)
+	}
+	if err := h.dialect.prepare(h, g.path, res); err != nil {
+		return errors.Join(err, unix.Unlinkat(h.root, g.path, unix.AT_REMOVEDIR))
+	}
+	return nil
+}
+
+func mkdir(h *hierarchy, dir string) error {
+	return unix.Mkdirat(h.root, dir, 0o755)
+}
+
+// makeParents is mkdir -p; it returns the absolute directories that it made, outermost first.
+func makeParents(h *hierarchy, dir string) ([]string, error) {
+	var made []string
+	for i := range len(dir) + 1 {
+		if i < len(dir) && dir[i] != '/' {
+			continue
+		}
+		switch err := mkdir(h, dir[:i]); {
+		case err == nil:
+			made = append(made, h.abs(dir[:i]))
+		case !errors.Is(err, fs.ErrExist):
+			return made, err
+		}
+	}
+	return made, nil
+}
+
+// cleanParent checks a cgroup path and gives it relative to the roots.
+func cleanParent(parent string) (string, error) {
+	if parent == "" {
+		return "", nil
+	}
+	if parent[0] != '/' {
+		return "", fmt.Errorf("cgroup parent %q is not absolute", parent)
+	}
+	for part := range strings.SplitSeq(parent[1:], "/") {
+		if part == "" { // "//" and a "/" at the end mean nothing
+			continue
+		}
+		if err := checkName(part); err != nil {
+			return "", fmt.Errorf("cgroup parent %q: %w", parent, err)
+		}
+	}
+	return strings.TrimPrefix(path.Clean(parent), "/"), nil
+}
+
+// checkName refuses what cannot be one directory's name.
+func checkName(name string) error {
+	switch {
+	case name == "", name == ".", name == "..", len(name) > unix.NAME_MAX, strings.ContainsAny(name, "/\x00\n"):
+		return fmt.Errorf("%q is no name of a cgroup", name)
+	}
+	return nil
+}

@@ -1,0 +1,532 @@
+package cgroup
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/kernel"
+)
+
+// host detects the hierarchies, or skips.
+func host(t testing.TB) *Hierarchies {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	hs, err := Detect()
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		if err := hs.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return hs
+}
+
+// pureV1 is the host without its cgroup2, or skips.
+func pureV1(t testing.TB) *Hierarchies {
+	t.Helper()
+	list := slices.DeleteFunc(host(t).List(), func(h Hierarchy) bool { return h.Unified })
+	hs, err := New(list)
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		if err := hs.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return hs
+}
+
+// modes runs a test on the host as it is and as pure v1.
+func modes(t *testing.T, test func(t *testing.T, hs *Hierarchies)) {
+	t.Run("host", func(t *testing.T) { test(t, host(t)) })
+	t.Run("v1", func(t *testing.T) { test(t, pureV1(t)) })
+}
+
+// testParent gives a cgroup parent of the test's own; at the end it must be gone in every hierarchy.
+func testParent(t testing.TB, hs *Hierarchies) string {
+	t.Helper()
+	parent := "/critest-" + strings.ToLower(rand.Text()[:8])
+	t.Cleanup(func() {
+		for _, h := range hs.all {
+			if left := removeAll(h.abs(parent)); left != nil {
+				t.Errorf("left behind: %v", left)
+			}
+		}
+	})
+	return parent
+}
+
+// removeAll kills and removes what is at dir and below; it returns the directories that it found.
+func removeAll(dir string) []string {
+	var found []string
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			found = append(found, path)
+		}
+		return nil
+	})
+	for _, path := range slices.Backward(found) {
+		for range 100 {
+			if err := unix.Rmdir(path); !errors.Is(err, unix.EBUSY) {
+				break
+			}
+			text, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+			pids, _ := parsePIDs(string(text))
+			for _, pid := range pids {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+			_, _ = unix.Poll(nil, 5)
+		}
+	}
+	return found
+}
+
+func create(t testing.TB, hs *Hierarchies, res *specs.LinuxResources) *Group {
+	t.Helper()
+	g, err := hs.Create(testParent(t, hs)+"/pod", "leaf", res)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := errors.Join(g.Kill(ctx), g.Delete(ctx, g.CreatedParents()...)); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// start runs a shell script inside g and returns when it has printed its first line.
+func start(t testing.TB, g *Group, script string) *exec.Cmd {
+	t.Helper()
+	p, err := g.Placement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	var enter strings.Builder
+	for i := range p.Tasks {
+		fmt.Fprintf(&enter, "echo 0 >&%d || exit 9; ", i+3)
+	}
+	cmd := exec.Command("/bin/bash", "-c", enter.String()+"echo in; "+script)
+	cmd.ExtraFiles = p.Tasks
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if p.Dir != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(p.Dir.Fd())
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line := make([]byte, 3)
+	if _, err := out.Read(line); err != nil || !bytes.Equal(line, []byte("in\n")) {
+		t.Fatalf("script began with %q, %v", line, err)
+	}
+	return cmd
+}
+
+func ctx(t testing.TB) context.Context {
+	c, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return c
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestPlacementReachesEveryHierarchy(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, nil)
+		cmd := start(t, g, "exec sleep 60")
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hs.List() {
+			want := ":" + strings.Join(h.Controllers, ",") + ":" + g.Path() + "\n"
+			if h.Unified {
+				want = "0::" + g.Path() + "\n"
+			}
+			if !strings.Contains(string(text), want) {
+				t.Errorf("no line %q in %q", want, text)
+			}
+		}
+	})
+}
+
+func TestKillTakesForkingProcesses(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(200))}})
+		cmd := start(t, g, `trap "" TERM; for i in 1 2 3 4 5; do (while :; do /bin/true; done) & done; wait`)
+		if empty, err := g.Empty(); empty || err != nil {
+			t.Fatalf("Empty before = %v, %v", empty, err)
+		}
+		if err := g.Kill(ctx(t)); err != nil {
+			t.Fatal(err)
+		}
+		if empty, err := g.Empty(); !empty || err != nil {
+			t.Fatalf("Empty after = %v, %v", empty, err)
+		}
+		if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("first process ended with %v", err)
+		}
+	})
+}
+
+func TestWaitEmptyWaits(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, nil)
+		cmd := start(t, g, "exec sleep 60")
+		short, cancel := context.WithTimeout(ctx(t), 60*time.Millisecond)
+		defer cancel()
+		if err := g.WaitEmpty(short); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("WaitEmpty of a living group = %v", err)
+		}
+		woken := make(chan error, 1)
+		go func() { woken <- g.WaitEmpty(ctx(t)) }()
+		select {
+		case err := <-woken:
+			t.Fatalf("WaitEmpty returned %v", err)
+		case <-time.After(30 * time.Millisecond): // longer than the polling phase: events are waited for
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := <-woken; err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("woken %v after the kill", time.Since(began))
+	})
+}
+
+func TestSubIsKilledAlone(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, nil)
+		first := start(t, g, "exec sleep 60")
+		sub, err := g.Sub("exec-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		second := start(t, sub, "sleep 60 & sleep 60 & wait")
+		if err := sub.Kill(ctx(t)); err != nil {
+			t.Fatal(err)
+		}
+		if err := second.Wait(); err == nil {
+			t.Error("the exec ended well")
+		}
+		if err := first.Process.Signal(syscall.Signal(0)); err != nil {
+			t.Errorf("first process: %v", err)
+		}
+		if empty, err := g.Empty(); empty || err != nil {
+			t.Errorf("container is empty: %v, %v", empty, err)
+		}
+		if err := sub.Delete(ctx(t)); err != nil {
+			t.Error(err)
+		}
+		third, err := g.Sub("exec-2") // left to the container's Kill and Delete
+		if err != nil {
+			t.Fatal(err)
+		}
+		start(t, third, "exec sleep 60")
+	})
+}
+
+func TestDeleteTakesChildrenAndOwnParents(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		parent := testParent(t, hs)
+		missing, err := hs.MissingParents(parent + "/pod")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := hs.Create(parent+"/pod", "a", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(missing, a.CreatedParents()) {
+			t.Errorf("missing were %v, made were %v", missing, a.CreatedParents())
+		}
+		if missing, err := hs.MissingParents(parent + "/pod"); err != nil || len(missing) != 0 {
+			t.Errorf("missing after that: %v, %v", missing, err)
+		}
+		b, err := hs.Create(parent+"/pod", "b", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(a.CreatedParents()); n != 2*len(hs.List()) {
+			t.Errorf("first leaf made %d parents: %v", n, a.CreatedParents())
+		}
+		if n := len(b.CreatedParents()); n != 0 {
+			t.Errorf("second leaf made parents: %v", b.CreatedParents())
+		}
+		for _, dir := range a.Paths() { // as a container with a writable cgroup would
+			if err := os.MkdirAll(dir+"/x/y", 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.Delete(ctx(t), a.CreatedParents()...); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(b.Paths()["memory"]); err != nil {
+			t.Fatalf("the other leaf: %v", err)
+		}
+		if err := b.Delete(ctx(t), append(a.CreatedParents(), "/sys/fs/cgroup/memory", "/tmp", "")...); err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hs.all {
+			if _, err := os.Stat(h.abs(parent)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: %v", h.abs(parent), err)
+			}
+		}
+		if err := b.Delete(ctx(t)); err != nil {
+			t.Errorf("Delete of what is gone: %v", err)
+		}
+		if err := b.Kill(ctx(t)); err != nil {
+			t.Errorf("Kill of what is gone: %v", err)
+		}
+	})
+}
+
+func TestDeleteWaitsForTheDying(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, nil)
+		cmd := start(t, g, "exec sleep 60")
+		deleted := make(chan error, 1)
+		go func() { deleted <- g.Delete(ctx(t)) }()
+		select {
+		case err := <-deleted:
+			t.Fatalf("Delete of a living group returned %v", err)
+		case <-time.After(30 * time.Millisecond):
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-deleted; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("not for ever", func(t *testing.T) {
+		g := create(t, host(t), nil)
+		start(t, g, "exec sleep 60")
+		short, cancel := context.WithTimeout(ctx(t), 30*time.Millisecond)
+		defer cancel()
+		if err := g.Delete(short); !errors.Is(err, unix.EBUSY) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Delete = %v", err)
+		}
+	})
+}
+
+func TestCreateRefusesAndUndoes(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		parent := testParent(t, hs)
+		for _, c := range []struct {
+			name, parent, leaf, want string
+			res                      *specs.LinuxResources
+		}{
+			{name: "relative parent", parent: "a/b", leaf: "x", want: `"a/b" is not absolute`},
+			{name: "dots", parent: parent + "/../b", leaf: "x", want: `".." is no name`},
+			{name: "dot", parent: parent + "/./b", leaf: "x", want: `"." is no name`},
+			{name: "slash in name", parent: parent, leaf: "x/y", want: `"x/y" is no name`},
+			{name: "empty name", parent: parent, leaf: "", want: `"" is no name`},
+			{name: "limit too small for memsw", parent: parent, leaf: "x", want: "are less than memory alone",
+				res: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20)), Swap: ptr(int64(4096))}}},
+			{name: "kernel refuses", parent: parent, leaf: "x", want: "set cpuset 999 in /sys/fs/cgroup/cpuset" + parent + "/x/cpuset.cpus: ",
+				res: &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "999"}}},
+			{name: "no huge page size", parent: parent, leaf: "x", want: `"2Mi" is no huge page size`,
+				res: &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2Mi"}}}},
+			{name: "unified", parent: parent, leaf: "x", want: "unified limits",
+				res: &specs.LinuxResources{Unified: map[string]string{"memory.high": "1"}}},
+		} {
+			if c.name == "no huge page size" && !hs.Has("hugetlb") {
+				continue
+			}
+			if c.name == "unified" && hs.Mode() != V1 {
+				c.want = "controller memory is not in the cgroup2 hierarchy"
+			}
+			g, err := hs.Create(c.parent, c.leaf, c.res)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: Create = %v, want %q", c.name, err, c.want)
+			}
+			if g != nil {
+				t.Errorf("%s: a Group came with the error", c.name)
+			}
+		}
+	}) // testParent finds what was not undone
+}
+
+func TestCreateOfExistingLeaf(t *testing.T) {
+	hs := host(t)
+	g := create(t, hs, nil)
+	start(t, g, "exec sleep 60")
+	_, err := hs.Create(filepath.Dir(g.Path()), "leaf", nil)
+	if !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Create = %v", err)
+	}
+	again, err := hs.Open(filepath.Dir(g.Path()), "leaf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if empty, err := again.Empty(); empty || err != nil {
+		t.Errorf("the living leaf: Empty = %v, %v", empty, err)
+	}
+}
+
+func TestPlacementBeside(t *testing.T) {
+	hs := host(t)
+	if hs.unified == nil {
+		t.Skip("no cgroup2")
+	}
+	g := create(t, hs, nil)
+	made := &Group{hs: hs, path: g.path, exec: "init.scope/x"} // as a container that runs systemd has it
+	if err := os.MkdirAll(hs.unified.abs(made.dir(hs.unified)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	first := start(t, made, "exec sleep 60")
+	p, err := g.PlacementBeside(first.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	where := filepath.Dir(p.Tasks[len(p.Tasks)-1].Name())
+	if p.Dir != nil {
+		where = filepath.Clean(p.Dir.Name())
+	}
+	if want := hs.unified.abs(g.path, "init.scope/x"); where != want {
+		t.Errorf("placement is in %s, want %s", where, want)
+	}
+	if _, err := g.PlacementBeside(os.Getpid()); err == nil || !strings.Contains(err.Error(), "not in "+g.Path()) {
+		t.Errorf("beside a stranger: %v", err)
+	}
+}
+
+func TestMonitorFiles(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, nil)
+		m, err := g.MonitorFiles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		v1 := hs.Mode() == V1
+		if !v1 && !kernel.CgroupKill.Has() {
+			t.Skip("no cgroup.kill: see TestKillWithoutCgroupKill")
+		}
+		if (m.Events == nil) != v1 || (m.Kill == nil) != v1 || (m.Freezer == nil) == v1 || m.Procs == nil || m.OOM == nil {
+			t.Fatalf("%+v", m)
+		}
+		cmd := start(t, g, "exec sleep 60")
+		read := func(f *os.File) string {
+			text, err := readAll(int(f.Fd()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return text
+		}
+		if got := read(m.Procs); got != fmt.Sprintln(cmd.Process.Pid) {
+			t.Errorf("procs %q", got)
+		}
+		if n, err := parseKeyed(read(m.OOM), "oom_kill"); n != 0 || err != nil {
+			t.Errorf("oom_kill %d, %v", n, err)
+		}
+		if v1 {
+			for _, state := range []string{"FROZEN", "THAWED"} {
+				if err := writeFD(int(m.Freezer.Fd()), state); err != nil {
+					t.Errorf("%s: %v", state, err)
+				}
+			}
+			return
+		}
+		if err := writeFD(int(m.Kill.Fd()), "1"); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if n, err := parseKeyed(read(m.Events), "populated"); n != 0 || err != nil {
+			t.Errorf("populated %d, %v", n, err)
+		}
+	})
+}
+
+func TestSwapLimits(t *testing.T) {
+	hs := host(t)
+	only(t, hs, "memory")
+	_, err := os.Stat(hs.byController["memory"].abs("memory.memsw.limit_in_bytes"))
+	if hs.SwapLimits() != (err == nil) {
+		t.Errorf("SwapLimits = %v, but memsw: %v", hs.SwapLimits(), err)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	all := host(t).List()
+	memory := slices.DeleteFunc(slices.Clone(all), func(h Hierarchy) bool { return !slices.Contains(h.Controllers, "memory") })
+	for want, list := range map[string][]Hierarchy{
+		ErrNoCgroup.Error(): nil,
+		"neither a cgroup2 nor a v1 freezer hierarchy is mounted":   memory,
+		"open cgroup hierarchy /nowhere: no such file or directory": append(slices.Clone(all), Hierarchy{MountPoint: "/nowhere"}),
+	} {
+		if hs, err := New(list); err == nil || err.Error() != want || hs != nil {
+			t.Errorf("New = %v, %v; want %s", hs, err, want)
+		}
+	}
+}
+
+// TestKillWithoutCgroupKill is the way of hybrid and v2 hosts before Linux 5.14.
+func TestKillWithoutCgroupKill(t *testing.T) {
+	hs := host(t)
+	if hs.unified == nil {
+		t.Skip("no cgroup2")
+	}
+	g := create(t, hs, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(200))}})
+	start(t, g, `for i in 1 2 3; do (while :; do /bin/true; done) & done; wait`)
+	defer kernel.Refuse()()
+	m, err := g.MonitorFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Kill != nil || m.Events == nil || (m.Freezer != nil) != hs.Has("freezer") || m.Procs == nil {
+		t.Errorf("files %+v", m)
+	}
+	p, err := g.Placement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Dir != nil || len(p.Tasks) != len(hs.all) {
+		t.Errorf("placement %+v", p)
+	}
+	if err := errors.Join(m.Close(), p.Close(), g.Kill(ctx(t))); err != nil {
+		t.Fatal(err)
+	}
+	if empty, err := g.Empty(); !empty || err != nil {
+		t.Errorf("Empty after = %v, %v", empty, err)
+	}
+	if got := value(t, g, "", "cgroup.freeze"); got != "0" {
+		t.Errorf("left frozen: %s", got)
+	}
+}

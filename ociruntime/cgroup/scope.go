@@ -1,0 +1,144 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+)
+
+// Bus is what a Scope wants of systemd; the Conn of go-systemd has it (systemd.NewWithContext). Both calls return when the job is
+// queued; its result ("done") comes over ch.
+type Bus interface {
+	StartTransientUnitContext(ctx context.Context, name, mode string, properties []systemd.Property, ch chan<- string) (int, error)
+	StopUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error)
+}
+
+// A Scope is the part of systemd's tree that one pod gets to itself: a delegated transient scope unit. Pause and every
+// container have a leaf in it, made by Create with the scope's Path as parent; systemd is not asked again.
+//
+// A scope is born with a process in it, and a cgroup2 group that has processes cannot distribute controllers. So: start
+// pause anywhere, StartScope with its pid, Create pause's leaf (without limits), have pause enter it (PlacementByWrite),
+// and only then Create the others.
+type Scope struct {
+	unit string
+	path string
+}
+
+// scopeUndo bounds taking back a scope whose start was not waited for.
+const scopeUndo = 10 * time.Second
+
+// OpenScope is the Scope of a pod whose id and CRI cgroup parent are known; nothing is asked of systemd.
+func OpenScope(id, parent string) (*Scope, error) {
+	_, slicePath, err := ExpandSlice(parent)
+	if err != nil {
+		return nil, err
+	}
+	if id == "" || strings.Trim(id, unitCharacters) != "" {
+		return nil, fmt.Errorf("%q cannot be part of a unit's name", id)
+	}
+	unit := "cri-" + id + ".scope"
+	return &Scope{unit: unit, path: strings.TrimSuffix(slicePath, "/") + "/" + unit}, nil
+}
+
+// StartScope has systemd make the scope of a pod, with the process pid in it, and waits until it is there. A scope of
+// the same name, left by an earlier attempt, is stopped first. On error nothing is left.
+func StartScope(ctx context.Context, bus Bus, id, parent string, pid int) (*Scope, error) {
+	s, err := OpenScope(id, parent)
+	if err != nil {
+		return nil, err
+	}
+	slice, _, err := ExpandSlice(parent)
+	if err != nil {
+		return nil, err
+	}
+	if pid <= 0 || pid > math.MaxInt32 {
+		return nil, fmt.Errorf("start scope %s: %d is no process", s.unit, pid)
+	}
+	properties := scopeProperties(id, slice, pid)
+	start := func(ch chan<- string) (int, error) {
+		return bus.StartTransientUnitContext(ctx, s.unit, "replace", properties, ch)
+	}
+	err = job(ctx, start)
+	if isBusError(err, "org.freedesktop.systemd1.UnitExists") {
+		if err = s.Stop(ctx, bus); err == nil {
+			err = job(ctx, start)
+		}
+	}
+	if err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), scopeUndo)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("start scope %s: %w", s.unit, err), s.Stop(undo, bus))
+	}
+	return s, nil
+}
+
+// Stop has systemd kill what is in the scope and remove it, and waits for that. A scope that is not there is no error.
+func (s *Scope) Stop(ctx context.Context, bus Bus) error {
+	err := job(ctx, func(ch chan<- string) (int, error) {
+		return bus.StopUnitContext(ctx, s.unit, "replace", ch)
+	})
+	if err == nil || isBusError(err, "org.freedesktop.systemd1.NoSuchUnit") {
+		return nil
+	}
+	return fmt.Errorf("stop scope %s: %w", s.unit, err)
+}
+
+// Unit is the name of the unit: cri-<id>.scope.
+func (s *Scope) Unit() string { return s.unit }
+
+// Path is the cgroup path of the scope, to be the parent of leaves.
+func (s *Scope) Path() string { return s.path }
+
+// scopeProperties describe the unit. No limit is among them: the slice has the kubelet's, the leaves have the containers'.
+func scopeProperties(id, slice string, pid int) []systemd.Property {
+	property := func(name string, value any) systemd.Property {
+		return systemd.Property{Name: name, Value: dbus.MakeVariant(value)}
+	}
+	return []systemd.Property{
+		systemd.PropDescription("pod sandbox " + id),
+		systemd.PropSlice(slice),
+		systemd.PropPids(uint32(pid)),
+		// systemd leaves alone what is below, and an OOM kill there does not stop the whole pod (OOMPolicy=continue).
+		property("Delegate", true),
+		// Not stopped early at shutdown: the kubelet, which orders itself before, ends pods gracefully.
+		property("DefaultDependencies", false),
+		// A scope that ended in failure is forgotten like any other, so that its name is free.
+		property("CollectMode", "inactive-or-failed"),
+		// So that the controllers are there to be distributed, with v1 too.
+		property("CPUAccounting", true),
+		property("MemoryAccounting", true),
+		property("TasksAccounting", true),
+		property("IOAccounting", true),
+		// DefaultTasksMax is meant for services; the slice has the kubelet's limit.
+		property("TasksMax", uint64(math.MaxUint64)),
+	}
+}
+
+// job queues a job and waits until it is done.
+func job(ctx context.Context, queue func(ch chan<- string) (int, error)) error {
+	result := make(chan string, 1) // go-systemd sends under its lock: it must never wait
+	if _, err := queue(result); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("wait for systemd's job: %w", ctx.Err())
+	case r := <-result:
+		if r != "done" {
+			return fmt.Errorf("systemd's job ended as %q", r)
+		}
+		return nil
+	}
+}
+
+// isBusError says whether the answer was a D-Bus error of that name.
+func isBusError(err error, name string) bool {
+	var busErr dbus.Error
+	return errors.As(err, &busErr) && busErr.Name == name
+}

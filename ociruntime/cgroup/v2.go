@@ -1,0 +1,232 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// v2 is the dialect of cgroup2.
+type v2 struct{}
+
+func (v2) oomFile() string                                    { return "memory.events" }
+func (v2) freeze(h *hierarchy, dir string, freeze bool) error { return freezeV2(h, dir, freeze) }
+func (v2) frozen(h *hierarchy, dir string) (bool, error)      { return frozenV2(h, dir) }
+
+func (v2) hugetlbFiles(size string) (usage, reservation string) {
+	return "hugetlb." + size + ".max", "hugetlb." + size + ".rsvd.max"
+}
+
+// prepare distributes every controller of the root down to dir's parent. A pod cgroup that already has them, as under a
+// kubelet, is only read. A group that still has processes itself cannot (EBUSY); a leaf without limits can do without.
+func (v2) prepare(h *hierarchy, dir string, res *specs.LinuxResources) error {
+	if len(h.Controllers) == 0 {
+		return nil
+	}
+	err := distribute(h, above(dir))
+	if res == nil && errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return err
+}
+
+// distribute makes all controllers of h available in the children of dir.
+func distribute(h *hierarchy, dir string) error {
+	text, err := h.read(dir, "cgroup.subtree_control")
+	if err != nil {
+		return err
+	}
+	have := strings.Fields(text)
+	var missing []string
+	for _, c := range h.Controllers {
+		if !slices.Contains(have, c) {
+			missing = append(missing, "+"+c)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if dir != "" {
+		if err := distribute(h, above(dir)); err != nil {
+			return err
+		}
+	}
+	value := strings.Join(missing, " ")
+	if err := h.write(dir, "cgroup.subtree_control", value); err != nil {
+		return fmt.Errorf("enable controllers %s in %s: %w", value, h.abs(path.Join(dir, "cgroup.subtree_control")), err)
+	}
+	return nil
+}
+
+// Weight converts v1 cpu shares (2 to 262144, 1024 is normal) to a v2 cpu weight (1 to 10000, 100 is normal) by the
+// curve that Kubernetes and runc agreed on in 2025: the three points map exactly. 0 stays 0, "not set".
+func Weight(shares uint64) uint64 {
+	switch {
+	case shares == 0:
+		return 0
+	case shares <= 2:
+		return 1
+	case shares >= 262144:
+		return 10000
+	}
+	l := math.Log2(float64(shares))
+	exponent := (l*l+125*l)/612.0 - 7.0/34.0
+	return uint64(math.Ceil(math.Pow(10, exponent)))
+}
+
+func (v2) cpu(now current, c *specs.LinuxCPU) ([]setting, error) {
+	if set(c.RealtimeRuntime) || set(c.RealtimePeriod) {
+		return nil, errors.New("realtime limits do not exist in cgroup v2")
+	}
+	var s []setting
+	if c.Idle != nil {
+		s = append(s, setting{what: "cpu idle", file: "cpu.idle", value: strconv.FormatInt(*c.Idle, 10)})
+	}
+	if set(c.Shares) && (c.Idle == nil || *c.Idle == 0) {
+		s = append(s, setting{what: "cpu weight", file: "cpu.weight", value: strconv.FormatUint(Weight(*c.Shares), 10)})
+	}
+	if set(c.Quota) || set(c.Period) {
+		value, err := cpuMax(now, c)
+		if err != nil {
+			return nil, err
+		}
+		s = append(s, setting{what: "cpu quota", file: "cpu.max", value: value})
+	}
+	if c.Burst != nil {
+		s = append(s, setting{what: "cpu burst", file: "cpu.max.burst", value: strconv.FormatUint(*c.Burst, 10)})
+	}
+	return s, nil
+}
+
+// cpuMax joins quota and period; a quota alone keeps the period by itself, a period alone needs the present quota.
+func cpuMax(now current, c *specs.LinuxCPU) (string, error) {
+	quota := "max"
+	switch {
+	case set(c.Quota):
+		quota = orMax(*c.Quota)
+	case now != nil:
+		text, err := now("cpu.max")
+		if err != nil {
+			return "", err
+		}
+		quota, _, _ = strings.Cut(strings.TrimSpace(text), " ")
+	}
+	if !set(c.Period) {
+		return quota, nil
+	}
+	return quota + " " + strconv.FormatUint(*c.Period, 10), nil
+}
+
+func (v2) memory(now current, m *specs.LinuxMemory) ([]setting, error) {
+	if m.Swappiness != nil {
+		return nil, errors.New("swappiness does not exist in cgroup v2")
+	}
+	if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
+		return nil, errors.New("the OOM killer cannot be disabled in cgroup v2")
+	}
+	var s []setting
+	limit := int64(0)
+	if set(m.Limit) {
+		limit = *m.Limit
+		if now != nil {
+			if err := refuseBelowUsage(now, m, "memory.current"); err != nil {
+				return nil, err
+			}
+		}
+		s = append(s, setting{what: "memory limit", file: "memory.max", value: orMax(limit)})
+	}
+	if set(m.Swap) {
+		swap, err := swapAlone(now, *m.Swap, limit)
+		if err != nil {
+			return nil, err
+		}
+		// Without swap accounting there is no file; then none (0) and any amount (max) hold by themselves or not at all.
+		s = append(s, setting{what: "swap limit", file: "memory.swap.max", value: swap, optional: swap == "0" || swap == "max"})
+		if now != nil && set(m.Limit) { // an existing group may have to page out before it fits: swap first
+			slices.Reverse(s)
+		}
+	}
+	if set(m.Reservation) {
+		s = append(s, setting{what: "memory reservation", file: "memory.low", value: orMax(*m.Reservation)})
+	}
+	return s, nil
+}
+
+// swapAlone is what memory.swap.max must say for a limit of memory and swap together; limit 0 is "as it is now".
+func swapAlone(now current, both, limit int64) (string, error) {
+	if both < 0 {
+		return "max", nil
+	}
+	if limit == 0 {
+		var err error
+		if limit, err = now.bytes("memory.max"); err != nil {
+			return "", err
+		}
+	}
+	switch {
+	case limit < 0, limit == unlimited:
+		return "", errors.New("a limit of memory and swap together needs a memory limit")
+	case both < limit:
+		return "", fmt.Errorf("memory and swap together (%d) are less than memory alone (%d)", both, limit)
+	}
+	return strconv.FormatInt(both-limit, 10), nil
+}
+
+func (v2) blockIO(now current, b *specs.LinuxBlockIO) ([]setting, error) {
+	if set(b.LeafWeight) || slices.ContainsFunc(b.WeightDevice, func(d specs.LinuxWeightDevice) bool { return set(d.LeafWeight) }) {
+		return nil, errors.New("leaf weights do not exist in cgroup v2")
+	}
+	var s []setting
+	bfq := false
+	if _, err := now("io.bfq.weight"); err == nil {
+		bfq = true
+	}
+	weight := func(w uint16) (string, string) {
+		if bfq {
+			return "io.bfq.weight", strconv.Itoa(int(w))
+		}
+		return "io.weight", strconv.FormatUint(ioWeight(w), 10)
+	}
+	if set(b.Weight) {
+		file, value := weight(*b.Weight)
+		s = append(s, setting{what: "block weight", file: file, value: value})
+	}
+	for _, d := range b.WeightDevice {
+		if set(d.Weight) {
+			file, value := weight(*d.Weight)
+			s = append(s, setting{what: "block device weight", file: file, value: fmt.Sprintf("%d:%d %s", d.Major, d.Minor, value)})
+		}
+	}
+	for _, t := range []struct {
+		key     string
+		devices []specs.LinuxThrottleDevice
+	}{
+		{"rbps", b.ThrottleReadBpsDevice}, {"wbps", b.ThrottleWriteBpsDevice},
+		{"riops", b.ThrottleReadIOPSDevice}, {"wiops", b.ThrottleWriteIOPSDevice},
+	} {
+		for _, d := range t.devices {
+			s = append(s, setting{what: "block device rate", file: "io.max", value: fmt.Sprintf("%d:%d %s=%s", d.Major, d.Minor, t.key, rateOrMax(d.Rate))})
+		}
+	}
+	return s, nil
+}
+
+// rateOrMax spells a rate; v1's 0, "no limit", is "max" here.
+func rateOrMax(rate uint64) string {
+	if rate == 0 {
+		return "max"
+	}
+	return strconv.FormatUint(rate, 10)
+}
+
+// ioWeight converts a v1 block weight (10 to 1000) to an io.weight (1 to 10000), linearly as runc does.
+func ioWeight(w uint16) uint64 {
+	return 1 + (uint64(max(w, 10))-10)*9999/990
+}

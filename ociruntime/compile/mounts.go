@@ -1,0 +1,157 @@
+package compile
+
+import (
+	"encoding/binary"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/mount"
+	"github.com/criserver/criserver/ociruntime/program"
+)
+
+// Filesystem is one that the child must make itself, because it belongs to one of its namespaces.
+type Filesystem struct {
+	Type, Source string
+	Options      mount.Options
+}
+
+// Mount is one mount of a container, in the order of attaching.
+type Mount struct {
+	What        string // "bind /srv/data": begins the error text
+	Destination string // absolute, inside the container
+	FD          program.FD
+	Make        *Filesystem // instead of FD
+	File        bool        // what to create at Destination if nothing is there: a file, else a directory
+}
+
+const (
+	emptyPath   = uint64(unix.AT_EMPTY_PATH)
+	moveFlags   = uint64(unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH)
+	cloneFlags  = uint64(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	openHowSize = unix.SizeofOpenHow
+)
+
+// tree builds the container's mount tree below the descriptor of its root.
+type tree struct {
+	b    *program.Builder
+	root program.FD
+}
+
+// open resolves a path inside the root.
+func (t tree) open(what, p string, flags, mode uint64) program.Call {
+	return t.b.Call(what, unix.SYS_OPENAT2, t.root, program.String(inRoot(p)), program.Bytes(mount.How(flags, mode)), openHowSize)
+}
+
+// inRoot makes a path relative; RESOLVE_IN_ROOT treats both alike.
+func inRoot(p string) string {
+	p = strings.TrimPrefix(path.Clean("/"+p), "/")
+	if p == "" {
+		return "."
+	}
+	return p
+}
+
+func (t tree) attachAll(mounts []Mount) {
+	for _, m := range mounts {
+		what := m.What + " on " + m.Destination
+		var source any = m.FD
+		if m.Make != nil {
+			source = t.make(what, m.Make)
+		}
+		t.attach(what, source, m.Destination, m.File)
+	}
+}
+
+// make emits the creation of a file system and returns the slot of its detached mount.
+func (t tree) make(what string, f *Filesystem) program.Slot {
+	fs := t.b.Call(what+": fsopen", unix.SYS_FSOPEN, program.String(f.Type), unix.FSOPEN_CLOEXEC).Keep()
+	t.b.Call(what+": set source", unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, program.String("source"), program.String(f.Source), 0)
+	for _, d := range f.Options.Data {
+		if key, value, ok := strings.Cut(d, "="); ok {
+			t.b.Call(what+": set "+d, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_STRING, program.String(key), program.String(value), 0)
+		} else {
+			t.b.Call(what+": set "+d, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_SET_FLAG, program.String(d), nil, 0)
+		}
+	}
+	t.b.Call(what, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, nil, nil, 0)
+	return t.b.Call(what+": fsmount", unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, f.Options.Attr.Set).Keep()
+}
+
+// attach moves a detached mount to its destination, which is created if it is missing.
+func (t tree) attach(what string, source any, destination string, file bool) {
+	target, there := t.b.NewSlot(), t.b.NewLabel()
+	t.open(what+": open destination", destination, unix.O_PATH, 0).In(target).Tolerate(unix.ENOENT).ThenTo(there)
+	t.create(what, inRoot(destination), file)
+	t.open(what+": open destination", destination, unix.O_PATH, 0).In(target)
+	t.b.Place(there)
+	t.b.Call(what, unix.SYS_MOVE_MOUNT, source, program.String(""), target, program.String(""), moveFlags)
+}
+
+// create makes a destination and its parents.
+func (t tree) create(what, p string, file bool) {
+	parts := strings.Split(p, "/")
+	parent := any(t.root)
+	for i, part := range parts {
+		last := i == len(parts)-1
+		if last && file {
+			t.open(what+": create file", p, unix.O_CREAT|unix.O_RDONLY, 0o644) // one open for writing would keep the root writable
+			return
+		}
+		t.b.Call(what+": create directory "+part, unix.SYS_MKDIRAT, parent, program.String(part), 0o755).Tolerate(unix.EEXIST)
+		if !last {
+			parent = t.open(what+": open parent", strings.Join(parts[:i+1], "/"), unix.O_PATH|unix.O_DIRECTORY, 0).Keep()
+		}
+	}
+}
+
+// readonly clones what lies at a path over itself, read-only with everything below; a missing path is no error.
+func (t tree) readonly(p string) {
+	what, missing := "make "+p+" read-only", t.b.NewLabel()
+	target := t.b.NewSlot()
+	t.open(what, p, unix.O_PATH, 0).In(target).Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(missing)
+	clone := t.b.Call(what, unix.SYS_OPEN_TREE, target, program.String(""), cloneFlags|emptyPath|unix.AT_RECURSIVE).Keep()
+	t.setattr(what, clone, true, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	t.b.Call(what, unix.SYS_MOVE_MOUNT, clone, program.String(""), target, program.String(""), moveFlags)
+	t.b.Place(missing)
+}
+
+// mask hides a directory behind an empty one and a file behind a null device of our own; a missing path is no error.
+func (t tree) mask(p string) {
+	what := "mask " + p
+	file, end := t.b.NewLabel(), t.b.NewLabel()
+	target := t.b.NewSlot()
+	t.open(what, p, unix.O_PATH|unix.O_DIRECTORY, 0).In(target).Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(file)
+	t.cover(what, EmptyDir, target).ThenTo(end)
+	t.b.Place(file)
+	t.open(what, p, unix.O_PATH, 0).In(target).Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(end)
+	t.cover(what, NullFile, target)
+	t.b.Place(end)
+}
+
+func (t tree) cover(what, with string, target program.Slot) program.Call {
+	clone := t.b.Call(what, unix.SYS_OPEN_TREE, unix.AT_FDCWD, program.String(with), cloneFlags).Keep()
+	return t.b.Call(what, unix.SYS_MOVE_MOUNT, clone, program.String(""), target, program.String(""), moveFlags)
+}
+
+// setattr emits mount_setattr on the mount behind a descriptor.
+func (t tree) setattr(what string, fd any, recursive bool, attr unix.MountAttr) {
+	data := make([]byte, 0, unix.MOUNT_ATTR_SIZE_VER0)
+	for _, v := range []uint64{attr.Attr_set, attr.Attr_clr, attr.Propagation, attr.Userns_fd} {
+		data = binary.NativeEndian.AppendUint64(data, v)
+	}
+	flags := emptyPath
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	t.b.Call(what, unix.SYS_MOUNT_SETATTR, fd, program.String(""), flags, program.Bytes(data), len(data))
+}
+
+// pivot makes the root, which is attached at NewRoot, the root of the mount namespace.
+func (t tree) pivot() {
+	t.b.Call("enter the root", unix.SYS_FCHDIR, t.root)
+	t.b.Call("pivot to the root", unix.SYS_PIVOT_ROOT, program.String("."), program.String("."))
+	t.b.Call("detach the old root", unix.SYS_UMOUNT2, program.String("."), unix.MNT_DETACH)
+	t.b.Call("enter the root", unix.SYS_CHDIR, program.String("/"))
+}

@@ -1,0 +1,368 @@
+package ociruntime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/seccomp"
+	"github.com/criserver/criserver/pause"
+)
+
+// ContainerConfig says what a container is to be.
+type ContainerConfig struct {
+	ID        string
+	Spec      *specs.Spec // complete; not changed and not kept after Start
+	Root      *os.File    // detached mount of the root file system; Create takes it over, also when it fails
+	LogPath   string      // absolute; "": the output is read and thrown away
+	LineMax   int         // bytes of content in a log record; 0: 16 KiB
+	Stdin     bool        // a pipe or the terminal instead of /dev/null
+	SharedPID bool        // joins the pod's pid namespace
+	TargetPID *Container  // joins the pid namespace of that one
+	Stdio     []*os.File  // three, instead of the log and pipes to pause; the caller closes them after Start
+}
+
+// Exit is the end of a container.
+type Exit struct {
+	Code      int32 // 128 + signal if one killed it
+	Signal    unix.Signal
+	At        time.Time
+	OOMKilled bool
+	LogBehind bool // the log had not taken everything when this was recorded
+}
+
+// Container is one container of a pod.
+type Container struct {
+	pod    *Pod
+	record record
+	group  *cgroup.Group
+	exited chan struct{}
+
+	mu    sync.Mutex
+	spec  *specs.Spec // until Start
+	root  *os.File    // until Start
+	stdio []*os.File  // until Start; see ContainerConfig
+	task  uint64      // 0 before Start
+	pid   int
+	pidfd *os.File
+	exit  Exit
+
+	spareLeaf *cgroup.Group // of an earlier exec, empty
+	dropped   atomic.Bool   // pause is known not to keep the root any more
+}
+
+// record is what must be known of a container after a restart of criserver.
+type record struct {
+	ID        string
+	Slot      int
+	LogPath   string
+	LineMax   int
+	Stdin     bool
+	SharedPID bool
+	TargetPID string          `json:",omitempty"` // container id
+	Process   *specs.Process  // its Env is here only in memory
+	Env       [][]byte        // JSON would change what is not UTF-8
+	Filter    *compile.Filter `json:",omitempty"`
+	Spec      *specs.Spec     `json:",omitempty"` // without process and seccomp
+}
+
+// ID is the container's.
+func (c *Container) ID() string { return c.record.ID }
+
+// Pid is that of the first process in criserver's pid namespace, 0 before Start.
+func (c *Container) Pid() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pid
+}
+
+// Exited is closed when the exit is recorded and the leaf is empty.
+func (c *Container) Exited() <-chan struct{} { return c.exited }
+
+// Exit is valid once Exited is closed.
+func (c *Container) Exit() (Exit, bool) {
+	select {
+	case <-c.exited:
+		return c.exit, true
+	default:
+		return Exit{}, false
+	}
+}
+
+// CgroupPaths tells the leaf's directory in each hierarchy by controller.
+func (c *Container) CgroupPaths() map[string]string { return c.group.Paths() }
+
+// Create prepares a container: cgroup leaf with its limits, root file system, record. On error nothing is left.
+func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err error) {
+	c := &Container{pod: p, exited: make(chan struct{}), spec: cc.Spec, root: cc.Root, stdio: cc.Stdio}
+	undo := undoList{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo.run())
+		}
+	}()
+	undo.add(func() error { return cc.Root.Close() })
+	kept := p.keepRoot(ctx, cc)
+	undo.add(func() error { <-kept; return p.forget(context.WithoutCancel(ctx), cc.ID, 0) })
+	if c.record, err = newRecord(cc); err != nil {
+		return nil, err
+	}
+	if c.record.Slot, err = p.takeSlot(); err != nil {
+		return nil, err
+	}
+	undo.add(func() error { p.freeSlot(c.record.Slot); return nil })
+	var resources *specs.LinuxResources
+	if cc.Spec.Linux != nil {
+		resources = cc.Spec.Linux.Resources
+	}
+	c.group, err = p.createLeaf(p.parent, cc.ID, resources)
+	if c.group != nil {
+		undo.add(func() error { return c.group.Delete(context.WithoutCancel(ctx)) })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create cgroup: %w", err)
+	}
+	if err = p.prepareRoot(cc.Spec, cc.Root); err != nil {
+		return nil, fmt.Errorf("prepare root file system: %w", err)
+	}
+	if err = writeRecord(p.recordPath(cc.ID), c.record); err != nil {
+		return nil, err
+	}
+	undo.add(func() error { return os.Remove(p.recordPath(cc.ID)) })
+	if err = <-kept; err != nil {
+		return nil, fmt.Errorf("keep the root: %w", err)
+	}
+	p.mu.Lock()
+	p.containers[cc.ID] = c
+	p.mu.Unlock()
+	return c, nil
+}
+
+// keepRoot lets pause keep the root, so that it outlives criserver, while the rest is prepared. The channel gives one error
+// or nil and is closed; until then the root must stay open.
+func (p *Pod) keepRoot(ctx context.Context, cc ContainerConfig) <-chan error {
+	kept := make(chan error, 1)
+	go func() {
+		defer close(kept)
+		kept <- p.conn.Keep(ctx, keptRoot+cc.ID, []*os.File{cc.Root})
+	}()
+	return kept
+}
+
+func newRecord(cc ContainerConfig) (record, error) {
+	if cc.Spec == nil || cc.Spec.Process == nil || cc.Spec.Linux == nil {
+		return record{}, errors.New("spec lacks process or linux")
+	}
+	filter, err := compileFilter(cc.Spec.Linux.Seccomp)
+	if err != nil {
+		return record{}, err
+	}
+	rest, linux := *cc.Spec, *cc.Spec.Linux
+	linux.Seccomp, rest.Process, rest.Linux = nil, nil, &linux
+	r := record{ID: cc.ID, LogPath: cc.LogPath, LineMax: cc.LineMax, Stdin: cc.Stdin, SharedPID: cc.SharedPID,
+		Process: cc.Spec.Process, Filter: filter, Spec: &rest}
+	if cc.TargetPID != nil {
+		r.TargetPID = cc.TargetPID.ID()
+	}
+	return r, nil
+}
+
+func compileFilter(profile *specs.LinuxSeccomp) (*compile.Filter, error) {
+	if profile == nil {
+		return nil, nil
+	}
+	f, err := seccomp.Compile(profile)
+	if err != nil {
+		return nil, fmt.Errorf("compile seccomp profile: %w", err)
+	}
+	return &compile.Filter{Code: f.Code, Flags: f.Flags}, nil
+}
+
+func (p *Pod) recordPath(id string) string { return p.path("oci-" + id + ".json") }
+
+// writeRecord replaces a record in one step. It is not synced: after a reboot it is worthless.
+func writeRecord(path string, r record) error {
+	process := *r.Process
+	for _, e := range process.Env {
+		r.Env = append(r.Env, []byte(e))
+	}
+	process.Env = nil
+	r.Process = &process
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode record: %w", err)
+	}
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func readRecord(path string, r *record) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, r); err != nil {
+		return fmt.Errorf("decode record %s: %w", path, err)
+	}
+	if r.Process == nil {
+		return fmt.Errorf("decode record %s: it has no process", path)
+	}
+	for _, e := range r.Env {
+		r.Process.Env = append(r.Process.Env, string(e))
+	}
+	r.Env = nil
+	return nil
+}
+
+// Containers lists those that this pod has.
+func (p *Pod) Containers() []*Container {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*Container, 0, len(p.containers))
+	for _, c := range p.containers {
+		all = append(all, c)
+	}
+	return all
+}
+
+// ended records the exit. It is called once, by the goroutine that follows pause or by adoption.
+func (c *Container) ended(e pause.Exit) {
+	exit := Exit{Code: int32(e.Status.ExitStatus()), At: e.At, LogBehind: e.LogBehind}
+	if e.Status.Signaled() {
+		exit.Signal = e.Status.Signal()
+		exit.Code = 128 + int32(exit.Signal)
+	}
+	exit.OOMKilled = e.OOMKills > 0 && exit.Code != 0
+	if e.At.IsZero() {
+		exit.At = time.Now()
+	}
+	c.exit = exit
+	close(c.exited)
+}
+
+// Signal sends a signal to the first process.
+func (c *Container) Signal(sig unix.Signal) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pidfd == nil {
+		return ErrNotRunning
+	}
+	if err := unix.PidfdSendSignal(int(c.pidfd.Fd()), sig, nil, 0); errors.Is(err, unix.ESRCH) {
+		return ErrNotRunning
+	} else if err != nil {
+		return fmt.Errorf("send signal %d: %w", sig, err)
+	}
+	return nil
+}
+
+// Kill kills everything in the container's leaf and returns when it is empty, or with ctx's error.
+func (c *Container) Kill(ctx context.Context) error { return c.group.Kill(ctx) }
+
+// ReopenLog makes the log go on in a new file at path, created if it is missing.
+func (c *Container) ReopenLog(ctx context.Context, path string) error {
+	c.mu.Lock()
+	task := c.task
+	c.mu.Unlock()
+	if _, exited := c.Exit(); task == 0 || exited {
+		return ErrNotRunning
+	}
+	f, err := openLog(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return c.pod.conn.ReopenLog(ctx, task, f)
+}
+
+const logMode = 0o640
+
+func openLog(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK, logMode)
+	if err != nil {
+		return nil, &os.PathError{Op: "open log", Path: path, Err: err}
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Delete forgets a container that is not running and removes its leaf. It may be repeated.
+func (c *Container) Delete(ctx context.Context) error {
+	c.mu.Lock()
+	task, root, pidfd := c.task, c.root, c.pidfd
+	c.root, c.pidfd = nil, nil
+	c.mu.Unlock()
+	closeFiles([]*os.File{root, pidfd})
+	var errs []error
+	if err := c.forget(ctx, task); err != nil {
+		errs = append(errs, fmt.Errorf("make pause forget: %w", err))
+	}
+	if err := c.group.Delete(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+	}
+	if err := os.Remove(c.pod.recordPath(c.record.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	c.pod.mu.Lock()
+	defer c.pod.mu.Unlock()
+	if c.pod.containers[c.record.ID] == c {
+		delete(c.pod.containers, c.record.ID)
+		c.pod.slots[c.record.Slot] = false
+	}
+	return nil
+}
+
+// forget is Pod.forget, without asking for what is known to be dropped.
+func (c *Container) forget(ctx context.Context, task uint64) error {
+	if !c.dropped.Load() {
+		return c.pod.forget(ctx, c.record.ID, task)
+	}
+	return gone(c.pod.conn.Remove(ctx, task))
+}
+
+// forget makes pause drop a container; a pause that is gone has forgotten everything.
+func (p *Pod) forget(ctx context.Context, id string, task uint64) error {
+	err := gone(p.conn.Drop(ctx, keptRoot+id))
+	if err == nil && task != 0 {
+		err = gone(p.conn.Remove(ctx, task))
+	}
+	return err
+}
+
+// gone turns the error that there is nothing to forget into nil.
+func gone(err error) error {
+	if errors.Is(err, pause.ErrGone) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// undoList holds what gives back what was taken, undone in reverse.
+type undoList []func() error
+
+func (u *undoList) add(f func() error) { *u = append(*u, f) }
+
+func (u undoList) run() error {
+	var errs []error
+	for i := len(u) - 1; i >= 0; i-- {
+		errs = append(errs, u[i]())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,19 @@
+// Package ociruntime is the embedded runtime: it starts pods and containers and knows when they end.
+//
+// A Runtime owns the minimal mount namespace in which pauses are born. A Pod is one pause process and
+// the namespaces, descriptors and cgroup leaf that belong to it. A Container is prepared by Create
+// (cgroup leaf, root, record on disk) and becomes a process by Start: everything it is to see is made
+// here as detached mounts and opened files, compiled into a Program and executed by pause.
+//
+// On disk, in the directory that the caller gives each pod:
+//
+//	pause.sock      pause listens here for criservers that come later
+//	exits           exit records, written by pause
+//	oci-<id>.json   what must be known of a container after a restart
+//
+// Nothing here is durable: after a reboot all of it is worthless.
+//
+// Concurrency: all methods may be called at any time, but the caller sees to it that one container is
+// not created, started and deleted at the same moment. Lock order: Pod.mu alone; it is never held across a
+// system call that can wait.
+package ociruntime

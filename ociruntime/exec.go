@@ -1,0 +1,213 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/program"
+	"github.com/criserver/criserver/pause"
+)
+
+// ExecConfig is an additional process of a running container. It inherits everything but its arguments.
+type ExecConfig struct {
+	Args                  []string
+	Terminal              bool     // the three files are one terminal
+	Stdin, Stdout, Stderr *os.File // the child's ends; the caller closes them after Exec; Stdin nil: /dev/null
+}
+
+// Exec is an additional process that was started.
+type Exec struct {
+	c     *Container
+	pidfd *os.File
+	leaf  *cgroup.Group // of its own, or nil
+	late  bool          // the caller was gone before the process was there; whoever is told of it gives leaf back
+	spent bool          // leaf was killed: Linux 6.18 kills what is born in it afterwards
+	done  chan struct{}
+	code  int32
+}
+
+// Exec starts an additional process in a running container.
+func (c *Container) Exec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
+	c.mu.Lock()
+	target := c.pidfd
+	c.mu.Unlock()
+	if _, exited := c.Exit(); target == nil || exited {
+		return nil, ErrNotRunning
+	}
+	e := &Exec{c: c, done: make(chan struct{})}
+	pass := &passing{}
+	defer pass.close()
+	prog, dir, err := e.compile(pass, target, cfg)
+	if err == nil {
+		err = e.start(ctx, prog, pause.Start{Exec: true, Cgroup: dir, Join: target, Files: pass.files})
+	}
+	if err != nil {
+		if !e.late {
+			c.returnLeaf(e.leaf)
+		}
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *Exec) compile(pass *passing, target *os.File, cfg ExecConfig) (*program.Program, *os.File, error) {
+	var err error
+	if e.leaf, err = e.c.takeLeaf(); err != nil {
+		return nil, nil, err
+	}
+	group := e.leaf
+	if group == nil {
+		group = e.c.group
+	}
+	p, dir, err := e.c.process(pass, group)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec := *e.c.record.Process
+	spec.Args, spec.Terminal = cfg.Args, cfg.Terminal
+	p.Spec = &spec
+	stdin := cfg.Stdin
+	if stdin == nil {
+		if stdin, err = os.Open("/dev/null"); err != nil {
+			return nil, nil, err
+		}
+		pass.owned = append(pass.owned, stdin)
+	}
+	p.Stdio = [3]program.FD{pass.give(stdin), pass.give(cfg.Stdout), pass.give(cfg.Stderr)}
+	prog, err := compile.Exec(p, pass.give(target))
+	return prog, dir, err
+}
+
+func (e *Exec) start(ctx context.Context, prog *program.Program, s pause.Start) error {
+	p := e.c.pod
+	sealed, err := pause.Seal(prog.Encode())
+	if err != nil {
+		return err
+	}
+	defer sealed.Close()
+	s.Program, s.Task = sealed, p.runtime.newTask()
+	s.Late = func(started pause.Started, err error) { e.endLate(s.Task, started, err) }
+	p.watch(s.Task, e.ended)
+	started, err := p.conn.Start(ctx, s)
+	if late := ctx.Err(); late != nil && errors.Is(err, late) {
+		e.late = true
+		return err
+	}
+	if err != nil {
+		p.unwatch(s.Task)
+		if errors.Is(err, unix.ESRCH) {
+			return ErrNotRunning
+		}
+		return explain(prog, err)
+	}
+	e.pidfd = started.PidFD
+	return nil
+}
+
+// lateKillBound is how long a process that nobody waits for any more may take to die.
+const lateKillBound = 30 * time.Second
+
+// endLate ends a process that came to life when nobody waited for it any more.
+func (e *Exec) endLate(task uint64, started pause.Started, err error) {
+	if err != nil {
+		e.c.pod.unwatch(task)
+		e.c.returnLeaf(e.leaf)
+		return
+	}
+	e.pidfd = started.PidFD
+	ctx, cancel := context.WithTimeout(context.Background(), lateKillBound)
+	defer cancel()
+	if err := e.Kill(ctx); err != nil {
+		e.c.pod.runtime.config.Log.Warn("a command that nobody waits for is left", "container", e.c.record.ID, "error", err)
+	}
+	e.Close()
+}
+
+func (e *Exec) ended(exit pause.Exit) {
+	e.code = int32(exit.Status.ExitStatus())
+	if exit.Status.Signaled() {
+		e.code = 128 + int32(exit.Status.Signal())
+	}
+	close(e.done)
+}
+
+// Done is closed when the process has exited.
+func (e *Exec) Done() <-chan struct{} { return e.done }
+
+// Code is the exit code, 128 + signal if one killed it; valid after Done.
+func (e *Exec) Code() int32 { return e.code }
+
+// Kill kills the process and all its descendants as far as they have a leaf of their own, and waits for the process.
+func (e *Exec) Kill(ctx context.Context) error {
+	var err error
+	if e.leaf != nil {
+		e.spent = true
+		err = e.leaf.Kill(ctx)
+	} else if err = unix.PidfdSendSignal(int(e.pidfd.Fd()), unix.SIGKILL, nil, 0); errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("kill exec: %w", err)
+	}
+	select {
+	case <-e.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of exec: %w", ctx.Err())
+	}
+}
+
+// Close gives back what the exec holds; it must be called once, after Done or Kill. Background children of the
+// process live on.
+func (e *Exec) Close() {
+	closeFiles([]*os.File{e.pidfd})
+	if e.spent {
+		_ = e.leaf.Delete(context.Background()) // what stays goes with the container
+		return
+	}
+	e.c.returnLeaf(e.leaf)
+}
+
+// takeLeaf gives an exec a leaf of its own: the one that an earlier exec left empty, or a new one. Without one (nil) the
+// container has distributed controllers to children, and the exec joins the first process' cgroup.
+func (c *Container) takeLeaf() (*cgroup.Group, error) {
+	c.mu.Lock()
+	leaf := c.spareLeaf
+	c.spareLeaf = nil
+	c.mu.Unlock()
+	if leaf != nil {
+		return leaf, nil
+	}
+	leaf, err := c.group.Sub(fmt.Sprintf("exec-%d", c.pod.runtime.newTask()))
+	if errors.Is(err, unix.EBUSY) {
+		return nil, nil
+	}
+	return leaf, err
+}
+
+// returnLeaf keeps one empty leaf for the next exec and removes others. One that background processes still use goes with
+// the container.
+func (c *Container) returnLeaf(leaf *cgroup.Group) {
+	if leaf == nil {
+		return
+	}
+	if empty, err := leaf.Empty(); err != nil || !empty {
+		return
+	}
+	c.mu.Lock()
+	spare := c.spareLeaf == nil
+	if spare {
+		c.spareLeaf = leaf
+	}
+	c.mu.Unlock()
+	if !spare {
+		_ = leaf.Delete(context.Background()) // what stays goes with the container
+	}
+}

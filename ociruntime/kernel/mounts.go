@@ -1,0 +1,93 @@
+package kernel
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func closeFD(fd int, err error) {
+	if err == nil && fd >= 0 {
+		_ = unix.Close(fd)
+	}
+}
+
+func unique() string { return strings.ToLower(rand.Text()[:12]) }
+
+// detached makes a new mount of a file system that is attached nowhere. options are fsconfig calls.
+func detached(fstype string, options ...func(fs int) error) (int, error) {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen %s: %w", fstype, err)
+	}
+	defer unix.Close(fs)
+	for _, option := range options {
+		if err := option(fs); err != nil {
+			return -1, fmt.Errorf("configure %s: %w", fstype, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("create %s: %w", fstype, err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount %s: %w", fstype, err)
+	}
+	return fd, nil
+}
+
+func detachedTmpfs() (int, error) { return detached("tmpfs") }
+
+func setString(key, value string) func(int) error {
+	return func(fs int) error { return named(key, unix.FsconfigSetString(fs, key, value)) }
+}
+
+func setFlag(key string) func(int) error {
+	return func(fs int) error { return named(key, unix.FsconfigSetFlag(fs, key)) }
+}
+
+func setFD(key string, fd int) func(int) error {
+	return func(fs int) error { return named(key, unix.FsconfigSetFd(fs, key, fd)) }
+}
+
+func named(key string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return nil
+}
+
+func viaProc(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// inPrivateNamespace runs f on a thread with a mount namespace of its own, in which a new tmpfs is attached at dir. The
+// thread, and with it the namespace and the mounts in it, ends with f.
+func inPrivateNamespace(f func(dir string) error) error {
+	dir, err := os.MkdirTemp("", "criserver-probe-")
+	if err != nil {
+		return err
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the Go runtime ends a thread that is still locked with its goroutine
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("unshare the mount namespace: %w", err)
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return fmt.Errorf("make mounts private: %w", err)
+			}
+			if err := unix.Mount("probe", dir, "tmpfs", 0, "mode=0700"); err != nil {
+				return fmt.Errorf("mount tmpfs: %w", err)
+			}
+			err := f(dir)
+			// Not left to the namespace's end, which the kernel may put off: the directory is removed next.
+			return errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH))
+		}()
+	}()
+	return errors.Join(<-done, os.Remove(dir))
+}

@@ -1,0 +1,457 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/kernel"
+)
+
+// started creates and starts a container that runs a script.
+func (f *fixture) started(t testing.TB, p *Pod, script string, change func(*ContainerConfig)) (*Container, string) {
+	t.Helper()
+	c, log := f.create(t, p, DefaultSpec("sh", "-c", script), change)
+	if err := c.Start(testContext(t)); err != nil {
+		t.Fatalf("start container: %v", err)
+	}
+	return c, log
+}
+
+func TestSignalAndKill(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	c, log := f.started(t, p, "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done", nil)
+	waitLog(t, log, "ready")
+	if err := c.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if exit := waitExit(t, c); exit.Code != 3 {
+		t.Errorf("exit code %d after TERM, want 3", exit.Code)
+	}
+	c, _ = f.started(t, p, "sleep 1000 & sleep 1000", nil)
+	if err := c.Kill(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if exit := waitExit(t, c); exit.Code != 137 || exit.Signal != unix.SIGKILL {
+		t.Errorf("exit %+v after Kill, want 137 by SIGKILL", exit)
+	}
+	if err := c.Signal(unix.SIGTERM); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("signal after exit: %v, want ErrNotRunning", err)
+	}
+}
+
+func TestStartErrors(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	if err := os.WriteFile(filepath.Join(f.root, "bin/plain"), []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(*specs.Spec)
+		want   string
+	}{
+		{"missing executable", func(s *specs.Spec) { s.Process.Args = []string{"nothing-here"} }, "nothing-here: no such file or directory"},
+		{"not executable", func(s *specs.Spec) { s.Process.Args = []string{"/bin/plain"} }, "execute /bin/plain: permission denied"},
+		{"working directory is a file", func(s *specs.Spec) { s.Process.Cwd = "/etc/passwd" }, "enter working directory /etc/passwd: not a directory"},
+		{"missing source", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: "/no/such/dir", Options: []string{"rbind"}})
+		}, "/no/such/dir: no such file or directory"},
+		{"destination of another kind", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc/passwd", Type: "bind", Source: "/tmp", Options: []string{"rbind"}})
+		}, "mount /tmp on /etc/passwd: invalid argument"},
+		{"unknown file system", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "nofs"})
+		}, "fsopen nofs"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			spec := DefaultSpec("true")
+			tt.change(spec)
+			c, _ := f.create(t, p, spec, nil)
+			err := c.Start(testContext(t))
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("start: %v, want an error with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// waitLog blocks until a log contains text.
+func waitLog(t testing.TB, path, text string) {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
+		t.Fatal(err)
+	}
+	for !strings.Contains(logText(t, path), text) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 10000); n == 0 && err == nil {
+			t.Fatalf("log %q does not come to contain %q", logText(t, path), text)
+		}
+		_, _ = unix.Read(fd, make([]byte, 4096))
+	}
+}
+
+func execText(t testing.TB, c *Container, args ...string) (string, int32) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	e, err := c.Exec(testContext(t), ExecConfig{Args: args, Stdout: w, Stderr: w})
+	_ = w.Close()
+	if err != nil {
+		t.Fatalf("exec: %v", err)
+	}
+	defer e.Close()
+	out, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-e.Done()
+	return string(out), e.Code()
+}
+
+func TestExec(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	c, _ := f.started(t, p, "sleep 1000", nil)
+	for range 3 {
+		if out, code := execText(t, c, "sh", "-c", "echo out; grep -c :/ /proc/self/cgroup; exit 7"); !strings.HasPrefix(out, "out\n") || code != 7 {
+			t.Errorf("exec printed %q and exited with %d", out, code)
+		}
+	}
+	if _, err := c.Exec(testContext(t), ExecConfig{Args: []string{"nope"}, Stdout: os.Stdout, Stderr: os.Stderr}); err == nil || !strings.Contains(err.Error(), "nope") {
+		t.Errorf("exec of a missing file: %v", err)
+	}
+	e, err := c.Exec(testContext(t), ExecConfig{Args: []string{"sh", "-c", "sleep 1000 & sleep 1000"}, Stdout: os.Stdout, Stderr: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Kill(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	if e.Code() != 137 {
+		t.Errorf("killed exec has code %d", e.Code())
+	}
+	if out, _ := execText(t, c, "ps"); strings.Count(out, "sleep 1000") != 1 {
+		t.Errorf("after the kill of an exec the container has:\n%s", out)
+	}
+}
+
+// A command whose caller is gone while it is being started ends all the same, and its leaf is used again.
+func TestExecAbandoned(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	c, _ := f.started(t, p, "sleep 1000", nil)
+	gone, cancel := context.WithCancel(testContext(t))
+	cancel()
+	for range 5 {
+		if _, err := c.Exec(gone, ExecConfig{Args: []string{"sleep", "2000"}, Stdout: os.Stdout, Stderr: os.Stderr}); !errors.Is(err, context.Canceled) {
+			t.Fatalf("exec for a caller that is gone: %v", err)
+		}
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		out, _ := execText(t, c, "ps")
+		if !strings.Contains(out, "sleep 2000") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("abandoned commands go on:\n%s", out)
+		}
+	}
+}
+
+func TestOOM(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	spec := DefaultSpec("dd", "if=/dev/zero", "of=/dev/null", "bs=64M")
+	limit := int64(16 << 20)
+	spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
+	_, exit := f.run(t, p, spec)
+	if exit.Code != 137 || !exit.OOMKilled {
+		t.Errorf("exit %+v, want 137 and OOMKilled", exit)
+	}
+}
+
+func TestAdoption(t *testing.T) {
+	f := newFixture(t)
+	dir := t.TempDir()
+	config := PodConfig{ID: randomID(), Dir: dir, Hostname: "pod", HostNetwork: true, CgroupParent: f.parent}
+	p, err := f.runtime.StartPod(testContext(t), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, log := f.started(t, p, "echo before; sleep 0.3; echo after; sleep 1000", nil)
+	ending, _ := f.started(t, p, "sleep 0.2; exit 5", nil)
+	created, createdLog := f.create(t, p, DefaultSpec("echo", "late"), nil)
+	if err := p.Keep(testContext(t), "thing", p.shm); err != nil {
+		t.Fatal(err)
+	}
+
+	// A second criserver takes over, as after a kill of the first.
+	adopted, err := f.runtime.AdoptPod(testContext(t), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := adopted.Stop(testContext(t)); err != nil {
+			t.Error(err)
+		}
+	})
+	if files := adopted.Kept("thing"); len(files) != 1 {
+		t.Errorf("kept %d files, want 1", len(files))
+	} else {
+		closeFiles(files)
+	}
+	byID := map[string]*Container{}
+	for _, c := range adopted.Containers() {
+		byID[c.ID()] = c
+	}
+	if exit := waitExit(t, byID[ending.ID()]); exit.Code != 5 {
+		t.Errorf("container that ended meanwhile has code %d, want 5", exit.Code)
+	}
+	if out, code := execText(t, byID[running.ID()], "echo", "hi"); out != "hi\n" || code != 0 {
+		t.Errorf("exec after adoption: %q, %d", out, code)
+	}
+	if err := byID[created.ID()].Start(testContext(t)); err != nil {
+		t.Fatalf("start of a container that was created before: %v", err)
+	}
+	waitExit(t, byID[created.ID()])
+	if out := logText(t, createdLog); out != "late\n" {
+		t.Errorf("it printed %q", out)
+	}
+	waitLog(t, log, "after")
+	if err := byID[running.ID()].Kill(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	waitExit(t, byID[running.ID()])
+	if out := logText(t, log); out != "before\nafter\n" {
+		t.Errorf("log across the restart: %q", out)
+	}
+}
+
+// What the kubelet asks for: files bound over a read-only root, and a root from which mounts travel.
+func TestRootAttributes(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	spec := DefaultSpec("sh", "-c", "touch /x 2>/dev/null || cat /run/made/here")
+	spec.Root.Readonly = true
+	source := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(source, []byte("bound"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/run/made/here", Type: "bind", Source: source, Options: []string{"bind"}})
+	if out, exit := f.run(t, p, spec); out != "bound\n" || exit.Code != 0 {
+		t.Errorf("read-only root with a bound file: %q, %+v", out, exit)
+	}
+	for _, propagation := range []string{"rshared", "rslave"} {
+		spec := DefaultSpec("sh", "-c", "busybox awk '$5 == \"/\"' /proc/self/mountinfo | grep -c shared:")
+		spec.Linux.RootfsPropagation = propagation
+		want := map[string]string{"rshared": "1\n", "rslave": "0\n"}[propagation]
+		if out, _ := f.run(t, p, spec); out != want {
+			t.Errorf("root with propagation %s: %q shared mounts, want %q", propagation, out, want)
+		}
+	}
+}
+
+// An environment need not be UTF-8, also after a restart.
+func TestEnvironmentIsBytes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "record")
+	want := []string{"A=\xff\xfe", "B=b"}
+	if err := writeRecord(path, record{ID: "x", Process: &specs.Process{Args: []string{"a"}, Env: want}}); err != nil {
+		t.Fatal(err)
+	}
+	var r record
+	if err := readRecord(path, &r); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(r.Process.Env, want) {
+		t.Errorf("environment %q, want %q", r.Process.Env, want)
+	}
+}
+
+func TestPodDiesWithPause(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	c, _ := f.started(t, p, "sleep 1000", nil)
+	if err := unix.Kill(p.Pid(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if exit := waitExit(t, c); exit.Code != 137 {
+		t.Errorf("exit %+v", exit)
+	}
+	if err := c.group.WaitEmpty(testContext(t)); err != nil {
+		t.Errorf("processes outlive pause: %v", err)
+	}
+}
+
+// pause_cgroup = "runtime": what pauses use is not the pods'.
+func TestPauseParent(t *testing.T) {
+	f := newFixture(t)
+	f.runtime.config.PauseParent = f.parent + "/pauses"
+	p := f.pod(t, nil)
+	c, _ := f.started(t, p, "sleep 1000", nil)
+	of := func(pid int) string {
+		data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	if text := of(p.Pid()); !strings.Contains(text, f.parent+"/pauses/"+p.config.ID) {
+		t.Errorf("pause is in\n%s", text)
+	}
+	if text := of(c.Pid()); !strings.Contains(text, f.parent+"/"+c.ID()) {
+		t.Errorf("the container is in\n%s", text)
+	}
+}
+
+// The containers of a pod share /dev/shm, also on kernels that cannot clone a detached mount.
+func TestSharedMemory(t *testing.T) {
+	for _, refuse := range []string{"", "overlay-detached-lower"} {
+		t.Run("without "+refuse, func(t *testing.T) {
+			if refuse != "" {
+				t.Cleanup(kernel.Refuse(refuse))
+			}
+			f := newFixture(t)
+			dir := t.TempDir()
+			p := f.pod(t, func(c *PodConfig) { c.Dir = dir })
+			shared := func(script string) *specs.Spec {
+				s := DefaultSpec("sh", "-c", script)
+				s.Mounts[4] = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: filepath.Join(dir, ShmName), Options: []string{"rbind"}}
+				return s
+			}
+			f.run(t, p, shared("echo said > /dev/shm/x"))
+			if out, _ := f.run(t, p, shared("cat /dev/shm/x")); out != "said\n" {
+				t.Errorf("the second container reads %q", out)
+			}
+			if err := p.Stop(testContext(t)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(filepath.Join(dir, ShmName)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("after Stop: %v", err)
+			}
+		})
+	}
+}
+
+func TestSharedPID(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, func(c *PodConfig) { c.SharedPID = true })
+	shared := func(cc *ContainerConfig) { cc.SharedPID = true }
+	f.started(t, p, "sleep 1000", shared)
+	c, log := f.started(t, p, "ps; grep -E '^(CapPrm|NoNewPrivs)' /proc/1/status; echo $$", shared)
+	waitExit(t, c)
+	out := logText(t, log)
+	if !strings.Contains(out, "CapPrm:\t0000000000000000\nNoNewPrivs:\t1\n") {
+		t.Errorf("PID 1 of the pod is no harmless process:\n%s", out)
+	}
+	if !strings.Contains(out, "sleep 1000") || strings.HasSuffix(out, "\n1\n") {
+		t.Errorf("containers of a shared pid namespace see:\n%s", out)
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	spec := DefaultSpec("sh", "-c", "tty; stty size; echo x > /dev/console; ls -l /dev/console | head -c 1")
+	spec.Process.Terminal = true
+	spec.Process.ConsoleSize = &specs.Box{Height: 33, Width: 77}
+	c, log := f.create(t, p, spec, nil)
+	if err := c.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	waitExit(t, c)
+	if out := strings.ReplaceAll(logText(t, log), "\r", ""); out != "/dev/pts/0\n33 77\nx\nc" && out != "/dev/pts/0\n33 77\nx\nc\n" {
+		t.Errorf("terminal shows %q", out)
+	}
+}
+
+func TestUserNamespace(t *testing.T) {
+	f := newFixture(t)
+	for _, shared := range []bool{false, true} {
+		t.Run(fmt.Sprintf("shared pid namespace %t", shared), func(t *testing.T) { f.testUserNamespace(t, shared) })
+	}
+}
+
+func (f *fixture) testUserNamespace(t *testing.T, shared bool) {
+	maps := []specs.LinuxIDMapping{{HostID: 200000, Size: 65536}}
+	p := f.pod(t, func(c *PodConfig) {
+		c.UserNS = &IDMap{UIDs: maps, GIDs: maps}
+		c.HostNetwork, c.SharedPID = false, shared
+	})
+	spec := DefaultSpec("sh", "-c", "id -u; head -n 1 /proc/self/uid_map | tr -s ' '; ip link show lo | grep -c UP; touch /dev/shm/x && stat -c %u /dev/shm/x")
+	adj := 500
+	spec.Process.OOMScoreAdj = &adj
+	c, log := f.create(t, p, spec, func(cc *ContainerConfig) { cc.SharedPID = shared })
+	if err := c.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	waitExit(t, c)
+	if out := logText(t, log); !strings.HasPrefix(out, "0\n") || !strings.Contains(out, "200000 65536") {
+		t.Errorf("inside the user namespace: %q", out)
+	}
+}
+
+func BenchmarkStartTrue(b *testing.B) {
+	f := newFixture(b)
+	p := f.pod(b, nil)
+	for b.Loop() {
+		f.once(b, p)
+	}
+}
+
+// once creates, starts, awaits and deletes a container that runs true.
+func (f *fixture) once(b *testing.B, p *Pod) {
+	ctx := context.Background()
+	c, err := p.Create(ctx, ContainerConfig{ID: randomID(), Spec: DefaultSpec("true"), Root: f.openRoot(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := c.Start(ctx); err != nil {
+		b.Fatal(err)
+	}
+	<-c.Exited()
+	if err := c.Delete(ctx); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func BenchmarkExecTrue(b *testing.B) {
+	f := newFixture(b)
+	p := f.pod(b, nil)
+	c, _ := f.started(b, p, "sleep 1000", nil)
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer null.Close()
+	for b.Loop() {
+		e, err := c.Exec(context.Background(), ExecConfig{Args: []string{"true"}, Stdin: null, Stdout: null, Stderr: null})
+		if err != nil {
+			b.Fatal(err)
+		}
+		<-e.Done()
+		e.Close()
+	}
+}

@@ -1,0 +1,115 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// localTypes are file systems that answer from memory or from a disk of this machine. Every other may be one whose
+// server is elsewhere, or a program of this machine, and may never answer.
+var localTypes = map[string]bool{
+	"ext2": true, "ext3": true, "ext4": true, "xfs": true, "btrfs": true, "bcachefs": true, "f2fs": true, "zfs": true,
+	"vfat": true, "exfat": true, "ntfs3": true, "iso9660": true, "udf": true, "squashfs": true, "erofs": true, "overlay": true,
+	"tmpfs": true, "ramfs": true, "devtmpfs": true, "hugetlbfs": true, "proc": true, "sysfs": true, "cgroup": true,
+	"cgroup2": true, "devpts": true, "mqueue": true, "nsfs": true, "bpf": true, "tracefs": true, "debugfs": true, "securityfs": true,
+	"selinuxfs": true, "pstore": true, "configfs": true, "fusectl": true, "binfmt_misc": true, "efivarfs": true, "rpc_pipefs": true,
+	"resctrl": true,
+}
+
+// Foreign knows the mount points of file systems that may not answer. It is safe for concurrent use.
+type Foreign struct {
+	mu     sync.Mutex
+	table  *os.File
+	read   bool
+	points map[string]bool
+}
+
+// NewForeign watches the mount table of the process.
+func NewForeign() (*Foreign, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return &Foreign{table: f}, nil
+}
+
+// Close ends the watching.
+func (f *Foreign) Close() error { return f.table.Close() }
+
+// Crosses says whether a walk along path, as it is written, gets to a file system that may not answer; some, whether
+// there is any such file system, to which a symbolic link could lead.
+func (f *Foreign) Crosses(p string) (crosses, some bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.refresh(); err != nil {
+		return false, false, fmt.Errorf("read the mount table: %w", err)
+	}
+	crosses, some = f.crosses(p)
+	return crosses, some, nil
+}
+
+func (f *Foreign) crosses(p string) (crosses, some bool) {
+	for p = path.Clean("/" + p); ; p = path.Dir(p) {
+		if f.points[p] {
+			return true, true
+		}
+		if p == "/" {
+			return false, len(f.points) > 0
+		}
+	}
+}
+
+// refresh reads the table if it has changed since it was last read.
+func (f *Foreign) refresh() error {
+	poll := []unix.PollFd{{Fd: int32(f.table.Fd()), Events: unix.POLLPRI}}
+	n, err := unix.Poll(poll, 0) // takes note of the change that it reports
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	if f.read && err == nil && n == 0 {
+		return nil
+	}
+	if _, err := f.table.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(f.table)
+	if err != nil {
+		return err
+	}
+	f.points, f.read = foreignPoints(string(text)), true
+	return nil
+}
+
+func foreignPoints(mountinfo string) map[string]bool {
+	points := map[string]bool{}
+	for line := range strings.Lines(mountinfo) {
+		front, back, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(front)
+		kind, _, _ := strings.Cut(back, " ")
+		if ok && len(fields) > 4 && !localTypes[kind] {
+			points[unescape(fields[4])] = true
+		}
+	}
+	return points
+}
+
+// unescape undoes what the kernel does to blanks and backslashes: "\\040".
+func unescape(s string) string {
+	before, after, found := strings.Cut(s, `\`)
+	if !found || len(after) < 3 {
+		return s
+	}
+	c, err := strconv.ParseUint(after[:3], 8, 8)
+	if err != nil {
+		return s
+	}
+	return before + string([]byte{byte(c)}) + unescape(after[3:])
+}

@@ -1,0 +1,299 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/mount"
+)
+
+// mounts makes everything that the spec mounts, in its order. What belongs to one of the container's
+// namespaces is left to the child.
+func (s *start) mounts(ctx context.Context) ([]compile.Mount, error) {
+	var all []compile.Mount
+	for _, m := range s.spec.Mounts {
+		made, err := s.mount(ctx, m)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s on %s: %w", describe(m), m.Destination, err)
+		}
+		all = append(all, made...)
+	}
+	return all, nil
+}
+
+func describe(m specs.Mount) string {
+	if m.Type == "bind" || m.Type == "" {
+		return m.Source
+	}
+	return m.Type
+}
+
+func (s *start) mount(ctx context.Context, m specs.Mount) ([]compile.Mount, error) {
+	o := mount.ParseOptions(m.Options)
+	dest := path.Clean("/" + m.Destination)
+	if dest == "/" {
+		return nil, errors.New("destination is the root")
+	}
+	one := compile.Mount{What: "mount " + describe(m), Destination: dest}
+	var f *os.File
+	var err error
+	switch {
+	case o.Bind || m.Type == "bind":
+		return s.bind(ctx, m, o, one)
+	case m.Type == "cgroup" || m.Type == "cgroup2":
+		return s.cgroups(dest, o)
+	case m.Type == "proc" || m.Type == "sysfs" || m.Type == "mqueue":
+		one.Make = &compile.Filesystem{Type: m.Type, Source: m.Source, Options: o}
+		return []compile.Mount{one}, nil
+	case m.Type == "devpts":
+		if f, err = s.openDevpts(s.devptsOptions(m.Options)); err == nil {
+			one.FD = s.give(f)
+		}
+		return []compile.Mount{one}, err
+	case m.Type == "tmpfs" && dest == "/dev":
+		f, err = s.dev(o)
+	default:
+		f, err = s.filesystem(m, o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	one.FD = s.own(f)
+	return []compile.Mount{one}, nil
+}
+
+// filesystem makes any other file system; in a user namespace a tmpfs belongs to its root.
+func (s *start) filesystem(m specs.Mount, o mount.Options) (*os.File, error) {
+	f, err := mount.New(m.Type, m.Source, o)
+	if err != nil || m.Type != "tmpfs" {
+		return f, err
+	}
+	if err := s.chown(f, ""); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// chown gives name below dir ("" is dir itself) to the root of the pod's user namespace.
+func (s *start) chown(dir *os.File, name string) error {
+	uid, gid := s.c.pod.config.UserNS.root()
+	if uid == 0 && gid == 0 {
+		return nil
+	}
+	if err := unix.Fchownat(int(dir.Fd()), name, int(uid), int(gid), unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("chown %q to %d:%d: %w", name, uid, gid, err)
+	}
+	return nil
+}
+
+// devptsOptions replaces the group of terminals by the one that the kernel expects: the host's number.
+func (s *start) devptsOptions(options []string) mount.Options {
+	mapped := slices.Clone(options)
+	for i, o := range mapped {
+		if o == "gid=5" {
+			mapped[i] = fmt.Sprintf("gid=%d", s.c.pod.config.UserNS.gid(ttyGroup))
+		}
+	}
+	return mount.ParseOptions(mapped)
+}
+
+// bind clones a volume. It is opened now, not at Create, because a detached clone receives no later host mount.
+func (s *start) bind(ctx context.Context, m specs.Mount, o mount.Options, one compile.Mount) ([]compile.Mount, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	source, err := s.source(ctx, m.Source)
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	dir, err := mount.IsDir(source)
+	if err != nil {
+		return nil, err
+	}
+	one.File = !dir
+	if err := checkPropagation(source, o); err != nil {
+		return nil, err
+	}
+	var userns *os.File
+	if o.IDMap || len(m.UIDMappings) > 0 {
+		if s.c.pod.config.UserNS == nil {
+			return nil, errors.New("id mapping of a mount needs a pod with a user namespace")
+		}
+		o.IDMap = true
+		if userns, err = s.c.pod.namespace("user"); err != nil {
+			return nil, err
+		}
+		defer userns.Close()
+	}
+	clone, err := mount.Bind(source, o, userns)
+	if err != nil {
+		return nil, err
+	}
+	one.FD = s.own(clone)
+	return []compile.Mount{one}, nil
+}
+
+// source opens what is to be bound. The pod's /dev/shm is no path of the host: pause keeps it.
+func (s *start) source(ctx context.Context, p string) (*os.File, error) {
+	if p != filepath.Join(s.c.pod.config.Dir, ShmName) {
+		return s.c.pod.openSource(ctx, p)
+	}
+	if s.c.pod.shm == nil {
+		return nil, errors.New("the pod has no /dev/shm of its own")
+	}
+	return dup(s.c.pod.shm)
+}
+
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("dup: %w", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// checkPropagation refuses what could not work: mounts only travel between members of a peer group.
+func checkPropagation(source *os.File, o mount.Options) error {
+	if o.Propagation != unix.MS_SHARED && o.Propagation != unix.MS_SLAVE {
+		return nil
+	}
+	shared, slave, err := mount.SharedSource(source)
+	switch {
+	case err != nil:
+		return err
+	case o.Propagation == unix.MS_SHARED && !shared:
+		return fmt.Errorf("path %s is mounted, but it is not a shared mount", source.Name())
+	case o.Propagation == unix.MS_SLAVE && !shared && !slave:
+		return fmt.Errorf("path %s is mounted, but it is not a shared or slave mount", source.Name())
+	}
+	return nil
+}
+
+// cgroups shows the container its leaf: the one hierarchy of v2, made by the child in its cgroup namespace, or a
+// directory with every v1 hierarchy.
+func (s *start) cgroups(dest string, o mount.Options) ([]compile.Mount, error) {
+	if s.c.pod.runtime.Unified() {
+		fs := &compile.Filesystem{Type: "cgroup2", Source: "cgroup", Options: mount.Options{Attr: o.Attr}}
+		return []compile.Mount{{What: "mount cgroup2", Destination: dest, Make: fs}}, nil
+	}
+	dir, err := mount.New("tmpfs", "tmpfs", mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=755", "size=64k"}))
+	if err != nil {
+		return nil, err
+	}
+	all := []compile.Mount{{What: "mount tmpfs", Destination: dest, FD: s.own(dir)}}
+	paths := s.c.group.Paths()
+	made := map[string]string{} // directory of the host -> name in the container
+	for _, controller := range sorted(paths) {
+		name := hierarchyName(controller)
+		if first, ok := made[paths[controller]]; ok { // controllers that are mounted together
+			if err := unix.Symlinkat(first, int(dir.Fd()), name); err != nil {
+				return nil, fmt.Errorf("link %s: %w", name, err)
+			}
+			continue
+		}
+		m, err := s.cgroup1(dir, name, paths[controller], o)
+		if err != nil {
+			return nil, err
+		}
+		made[paths[controller]] = name
+		m.Destination = dest + "/" + name
+		all = append(all, m)
+	}
+	if err := s.chown(dir, ""); err != nil {
+		return nil, err
+	}
+	if err := mount.SetAttr(dir, false, unix.MountAttr{Attr_set: o.Attr.Set, Attr_clr: o.Attr.Clear}); err != nil {
+		return nil, fmt.Errorf("set attributes: %w", err)
+	}
+	return all, nil
+}
+
+// hierarchyName is the usual name of a mount point below /sys/fs/cgroup.
+func hierarchyName(controller string) string {
+	if controller == "" {
+		return "unified"
+	}
+	return strings.TrimPrefix(controller, "name=")
+}
+
+func (s *start) cgroup1(dir *os.File, name, hostPath string, o mount.Options) (compile.Mount, error) {
+	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
+		return compile.Mount{}, fmt.Errorf("mkdir %s: %w", name, err)
+	}
+	source, err := mount.OpenSource(hostPath)
+	if err != nil {
+		return compile.Mount{}, err
+	}
+	defer source.Close()
+	clone, err := mount.Bind(source, mount.Options{Attr: o.Attr}, nil)
+	if err != nil {
+		return compile.Mount{}, fmt.Errorf("bind %s: %w", hostPath, err)
+	}
+	return compile.Mount{What: "mount cgroup " + name, FD: s.own(clone)}, nil
+}
+
+func sorted(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// prepareRoot makes what must be there before the mounts: the working directory and device nodes outside /dev.
+func (p *Pod) prepareRoot(spec *specs.Spec, root *os.File) error {
+	uid, gid := p.config.UserNS.root()
+	if cwd := path.Clean("/" + spec.Process.Cwd); cwd != "/" && !below(spec.Mounts, cwd) {
+		if f, err := mount.OpenIn(root, cwd, unix.O_PATH, 0); err == nil {
+			_ = f.Close()
+		} else if errors.Is(err, unix.ENOENT) {
+			d, err := mount.MkdirIn(root, cwd, 0o755)
+			if err != nil {
+				return fmt.Errorf("create working directory %s: %w", cwd, err)
+			}
+			err = unix.Fchownat(int(d.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH)
+			_ = d.Close()
+			if err != nil {
+				return fmt.Errorf("chown working directory %s: %w", cwd, err)
+			}
+		}
+	}
+	for _, d := range spec.Linux.Devices {
+		if below(spec.Mounts, d.Path) {
+			continue // in a file system that the start makes
+		}
+		dir, err := mount.MkdirIn(root, path.Dir(d.Path), 0o755)
+		if err != nil {
+			return fmt.Errorf("create device %s: %w", d.Path, err)
+		}
+		err = p.makeNode(dir, path.Base(d.Path), d)
+		_ = dir.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// below reports whether a mount covers a path.
+func below(mounts []specs.Mount, p string) bool {
+	for _, m := range mounts {
+		if dest := path.Clean("/" + m.Destination); p == dest || strings.HasPrefix(p, dest+"/") {
+			return true
+		}
+	}
+	return false
+}

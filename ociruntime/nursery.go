@@ -1,0 +1,183 @@
+package ociruntime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/mount"
+)
+
+// nursery is a thread that lives in the minimal mount namespace. Pauses are its children, so that what a
+// container copies with CLONE_NEWNS does not depend on how many mounts the node has.
+type nursery struct {
+	births chan birth
+	closed chan struct{}
+}
+
+type birth struct {
+	argv  []string
+	attr  syscall.ProcAttr
+	reply chan bornOrNot
+}
+
+type bornOrNot struct {
+	pid int
+	err error
+}
+
+// newNursery builds the namespace. pauseBinary is a path of the host; dir is any directory of the host, on which the
+// new root is attached for a moment, in the new namespace only.
+func newNursery(pauseBinary, dir string) (*nursery, error) {
+	n := &nursery{births: make(chan birth), closed: make(chan struct{})}
+	ready := make(chan error)
+	go n.live(pauseBinary, dir, ready)
+	if err := <-ready; err != nil {
+		return nil, fmt.Errorf("build the minimal mount namespace: %w", err)
+	}
+	return n, nil
+}
+
+// live never unlocks its thread, so the thread ends with the goroutine and nothing else runs in its namespace.
+func (n *nursery) live(pauseBinary, dir string, ready chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// What /proc/self shows is the main thread's, so that one stays where it is: hold it until another is taken.
+		taken := make(chan error)
+		go n.live(pauseBinary, dir, taken)
+		ready <- <-taken
+		runtime.UnlockOSThread()
+		return
+	}
+	err := buildMinimalNamespace(pauseBinary, dir)
+	ready <- err
+	if err != nil {
+		return
+	}
+	for {
+		select {
+		case b := <-n.births:
+			pid, err := syscall.ForkExec(compile.PauseExe, b.argv, &b.attr)
+			b.reply <- bornOrNot{pid, err}
+		case <-n.closed:
+			return
+		}
+	}
+}
+
+func (n *nursery) close() { close(n.closed) }
+
+// fork starts a pause and returns its pid, which is the caller's to reap.
+func (n *nursery) fork(argv []string, attr syscall.ProcAttr) (int, error) {
+	b := birth{argv, attr, make(chan bornOrNot, 1)}
+	select {
+	case n.births <- b:
+	case <-n.closed:
+		return 0, errors.New("runtime is closed")
+	}
+	r := <-b.reply
+	return r.pid, r.err
+}
+
+func buildMinimalNamespace(pauseBinary, dir string) error {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	root, err := mount.New("tmpfs", "criserver", mount.Options{Data: []string{"mode=755", "size=64k", "nr_inodes=64"}})
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := furnish(root); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach the root: %w", err)
+	}
+	if err := attachBelow(root, pauseBinary); err != nil {
+		return err
+	}
+	if err := mount.SetAttr(root, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("make the root read-only: %w", err)
+	}
+	return pivot(root)
+}
+
+// furnish creates the places that package compile names.
+func furnish(root *os.File) error {
+	for _, d := range []string{compile.ProcDir, compile.SysDir, compile.NewRoot, compile.EmptyDir} {
+		if err := unix.Mkdirat(int(root.Fd()), d[1:], 0o755); err != nil {
+			return fmt.Errorf("mkdir %s: %w", d, err)
+		}
+	}
+	if err := unix.Mknodat(int(root.Fd()), compile.NullFile[1:], unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		return fmt.Errorf("mknod %s: %w", compile.NullFile, err)
+	}
+	if err := unix.Fchmodat(int(root.Fd()), compile.NullFile[1:], 0o666, 0); err != nil {
+		return fmt.Errorf("chmod %s: %w", compile.NullFile, err)
+	}
+	fd, err := unix.Openat(int(root.Fd()), compile.PauseExe[1:], unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o755)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", compile.PauseExe, err)
+	}
+	return unix.Close(fd)
+}
+
+// attachBelow mounts a full proc and sysfs, an empty directory and the pause binary in the attached root.
+func attachBelow(root *os.File, pauseBinary string) error {
+	noSuidDev := mount.Attr{Set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	all := mount.Attr{Set: noSuidDev.Set | unix.MOUNT_ATTR_NOEXEC}
+	for _, m := range []struct {
+		path, fstype string
+		options      mount.Options
+	}{
+		{compile.ProcDir, "proc", mount.Options{Attr: all}},
+		{compile.SysDir, "sysfs", mount.Options{Attr: all}},
+		{compile.EmptyDir, "tmpfs", mount.Options{Attr: mount.Attr{Set: all.Set | unix.MOUNT_ATTR_RDONLY}, Data: []string{"mode=755", "size=4k", "nr_inodes=2"}}},
+	} {
+		f, err := mount.New(m.fstype, m.fstype, m.options)
+		if err != nil {
+			return err
+		}
+		err = unix.MoveMount(int(f.Fd()), "", int(root.Fd()), m.path[1:], unix.MOVE_MOUNT_F_EMPTY_PATH)
+		_ = f.Close()
+		if err != nil {
+			return fmt.Errorf("attach %s: %w", m.path, err)
+		}
+	}
+	source, err := mount.OpenSource(pauseBinary)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	exe, err := mount.Bind(source, mount.Options{Attr: mount.Attr{Set: noSuidDev.Set | unix.MOUNT_ATTR_RDONLY}}, nil)
+	if err != nil {
+		return fmt.Errorf("bind %s: %w", pauseBinary, err)
+	}
+	defer exe.Close()
+	if err := unix.MoveMount(int(exe.Fd()), "", int(root.Fd()), compile.PauseExe[1:], unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach %s: %w", compile.PauseExe, err)
+	}
+	return nil
+}
+
+func pivot(root *os.File) error {
+	if err := unix.Fchdir(int(root.Fd())); err != nil {
+		return fmt.Errorf("enter the root: %w", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the old root: %w", err)
+	}
+	return unix.Chdir("/")
+}

@@ -1,0 +1,373 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/kernel"
+	"github.com/criserver/criserver/ociruntime/mount"
+	"github.com/criserver/criserver/pause"
+)
+
+// Files in a pod's directory.
+const (
+	socketName  = "pause.sock"
+	exitsName   = "exits"
+	parentsName = "cgroup-parents" // one a line; cgroup names of the kubelet have no white space
+	// ShmName is the source, in the pod's directory, by which a spec asks for the pod's /dev/shm.
+	ShmName = "shm"
+)
+
+// Names of descriptors that pause keeps for this package; others begin with callerPrefix.
+const (
+	keptShm      = "shm"
+	keptReaper   = "reaper"
+	keptRoot     = "root/"
+	callerPrefix = "x/"
+)
+
+const defaultShmSize = 64 << 20
+
+// IDMap is the mapping of a pod's user namespace.
+type IDMap struct {
+	UIDs, GIDs []specs.LinuxIDMapping
+}
+
+// PodConfig says what a pod's sandbox is to be.
+type PodConfig struct {
+	ID           string            // 64 hex digits
+	Dir          string            // existing directory of this pod
+	Hostname     string            // in the pod's uts namespace
+	HostNetwork  bool              // no network namespace of its own
+	HostIPC      bool              // no ipc namespace of its own
+	SharedPID    bool              // one pid namespace for all containers that ask for it, with a PID 1 that reaps
+	CgroupParent string            // as the CRI gives it; "" is the root
+	Sysctls      map[string]string // dotted or slashed names
+	UserNS       *IDMap            // nil: the host's
+	ShmSize      int64             // bytes of /dev/shm; 0: 64 MiB
+}
+
+// Pod is a running pause and what belongs to it.
+type Pod struct {
+	runtime *Runtime
+	config  PodConfig
+	conn    *pause.Conn
+	group   *cgroup.Group
+	scope   *cgroup.Scope // with systemd
+	parent  string        // cgroup in which containers get their leaves
+	parents []string      // cgroup directories above the leaves that were made for this pod
+	reaper  *os.File      // pidfd of PID 1 of the shared pid namespace, or nil
+	shm     *os.File      // detached tmpfs, or nil with the host's ipc namespace
+	exited  chan struct{}
+
+	forsaken atomic.Bool // its adoption has failed; its pause lives and is nobody's business
+
+	mu         sync.Mutex
+	tasks      map[uint64]func(pause.Exit) // whom to tell of an exit
+	early      map[uint64]pause.Exit       // during adoption: those that there was nobody to tell of yet; else nil
+	containers map[string]*Container
+	slots      []bool // exit slots in use
+	kept       map[string][]*os.File
+}
+
+// Pid is pause's, in criserver's pid namespace.
+func (p *Pod) Pid() int { return p.conn.Hello().PID }
+
+// Exited is closed when pause is gone.
+func (p *Pod) Exited() <-chan struct{} { return p.exited }
+
+// NetNS opens the pod's network namespace.
+func (p *Pod) NetNS() (*os.File, error) { return p.namespace("net") }
+
+func (p *Pod) namespace(kind string) (*os.File, error) {
+	return os.Open(fmt.Sprintf("/proc/%d/ns/%s", p.Pid(), kind))
+}
+
+// start makes the pod's own pieces that live on the connection: /dev/shm and the shared pid namespace.
+func (p *Pod) start(ctx context.Context) error {
+	if !p.config.HostIPC {
+		if err := p.makeShm(ctx); err != nil {
+			return fmt.Errorf("make /dev/shm: %w", err)
+		}
+	}
+	if p.config.SharedPID {
+		if err := p.startReaper(ctx); err != nil {
+			return fmt.Errorf("start PID 1 of the pod: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *Pod) makeShm(ctx context.Context) error {
+	size := p.config.ShmSize
+	if size == 0 {
+		size = defaultShmSize
+	}
+	options := mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", size)})
+	f, err := mount.New("tmpfs", "shm", options)
+	if err != nil {
+		return err
+	}
+	if uid, gid := p.config.UserNS.root(); uid != 0 || gid != 0 {
+		if err := unix.Fchownat(int(f.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
+			_ = f.Close()
+			return fmt.Errorf("chown: %w", err)
+		}
+	}
+	p.shm = f
+	if !kernel.OverlayDetachedLower.Has() { // by the same change of 6.15 detached mounts can be cloned, for each container
+		if err := p.attachShm(); err != nil {
+			return err
+		}
+	}
+	return p.conn.Keep(ctx, keptShm, []*os.File{f})
+}
+
+// attachShm attaches the pod's /dev/shm in its directory on the host, from where every kernel can clone it.
+func (p *Pod) attachShm() error {
+	if err := os.Mkdir(p.path(ShmName), 0o700); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(int(p.shm.Fd()), "", unix.AT_FDCWD, p.path(ShmName), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	return nil
+}
+
+// detachShm undoes attachShm, if that was done.
+func (p *Pod) detachShm() error {
+	err := unix.Unmount(p.path(ShmName), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("detach /dev/shm of the pod: %w", err)
+	}
+	if err := os.Remove(p.path(ShmName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (p *Pod) startReaper(ctx context.Context) error {
+	task := p.runtime.newTask()
+	p.watch(task, func(pause.Exit) {})
+	started, err := p.conn.Start(ctx, pause.Start{Task: task, Reaper: true, CloneFlags: unix.CLONE_NEWPID})
+	if err != nil {
+		p.unwatch(task)
+		return err
+	}
+	defer started.PidFD.Close()
+	// The namespace itself, not a pidfd: from inside a user namespace the latter would need rights over the reaper.
+	if p.reaper, err = os.Open(fmt.Sprintf("/proc/%d/ns/pid", started.PID)); err != nil {
+		return err
+	}
+	return p.conn.Keep(ctx, keptReaper, []*os.File{p.reaper})
+}
+
+// watch says whom to tell of the exit of a task; it must come before the start.
+func (p *Pod) watch(task uint64, tell func(pause.Exit)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tasks[task] = tell
+}
+
+func (p *Pod) unwatch(task uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.tasks, task)
+}
+
+// follow passes exits on until pause is gone.
+func (p *Pod) follow() {
+	defer close(p.exited)
+	for {
+		exit, err := p.conn.Next()
+		if err != nil {
+			p.lost()
+			return
+		}
+		p.mu.Lock()
+		tell := p.tasks[exit.Task]
+		delete(p.tasks, exit.Task)
+		if tell == nil && p.early != nil {
+			p.early[exit.Task] = exit
+		}
+		p.mu.Unlock()
+		if tell != nil {
+			tell(exit)
+		}
+	}
+}
+
+// lost runs when the connection has ended. Unless criserver closed it, pause is dying: its containers are killed with
+// it by the kernel, what they left in their leaves is killed by the owner of the pod.
+func (p *Pod) lost() {
+	if p.forsaken.Load() {
+		return
+	}
+	waitDead(p.conn.PidFD())
+	p.mu.Lock()
+	tasks := p.tasks
+	p.tasks = map[uint64]func(pause.Exit){}
+	p.mu.Unlock()
+	for task, tell := range tasks {
+		tell(pause.Exit{Task: task, Status: unix.WaitStatus(unix.SIGKILL)})
+	}
+}
+
+// waitDead blocks until the process behind a pidfd is dead and reaps it if it is criserver's child.
+func waitDead(pidfd *os.File) {
+	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	for {
+		_, err := unix.Poll(fds, -1)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	_ = unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED, nil) // ECHILD after a restart: init reaps
+}
+
+// Stop kills pause, with it everything that is left of the pod, and removes pause's cgroup leaf. It may be repeated.
+func (p *Pod) Stop(ctx context.Context) error {
+	err := unix.PidfdSendSignal(int(p.conn.PidFD().Fd()), unix.SIGKILL, nil, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrClosed) && !errors.Is(err, unix.EBADF) {
+		return fmt.Errorf("kill pause: %w", err)
+	}
+	select {
+	case <-p.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of pause %d: %w", p.Pid(), ctx.Err())
+	}
+	if err := p.removeGroup(ctx); err != nil {
+		return err
+	}
+	p.release()
+	return nil
+}
+
+// removeGroup kills what pause left in its leaf and removes that, the scope around it and what is attached on the host.
+func (p *Pod) removeGroup(ctx context.Context) error {
+	if p.group != nil {
+		if err := p.group.Kill(ctx); err != nil {
+			return fmt.Errorf("kill what is left in the sandbox's cgroup: %w", err)
+		}
+		p.mu.Lock()
+		parents := p.parents
+		p.mu.Unlock()
+		if err := p.group.Delete(ctx, parents...); err != nil {
+			return fmt.Errorf("remove the sandbox's cgroup: %w", err)
+		}
+	}
+	if err := p.detachShm(); err != nil {
+		return err
+	}
+	if p.scope != nil {
+		return p.scope.Stop(ctx, p.runtime.config.Systemd)
+	}
+	return nil
+}
+
+// release closes what criserver holds of the pod.
+func (p *Pod) release() {
+	p.mu.Lock()
+	kept, shm, reaper := p.kept, p.shm, p.reaper
+	p.kept, p.shm, p.reaper = nil, nil, nil
+	p.mu.Unlock()
+	for _, files := range kept {
+		closeFiles(files)
+	}
+	closeFiles([]*os.File{shm, reaper})
+	_ = p.conn.Close()
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// Keep lets pause keep descriptors under a name, so that they outlive criserver.
+func (p *Pod) Keep(ctx context.Context, name string, files ...*os.File) error {
+	return p.conn.Keep(ctx, callerPrefix+name, files)
+}
+
+// Drop ends Keep.
+func (p *Pod) Drop(ctx context.Context, name string) error {
+	return p.conn.Drop(ctx, callerPrefix+name)
+}
+
+// Kept returns, once and only after AdoptPod, the descriptors that an earlier criserver gave to Keep. They are the caller's.
+func (p *Pod) Kept(name string) []*os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	files := p.kept[callerPrefix+name]
+	delete(p.kept, callerPrefix+name)
+	return files
+}
+
+// KeptNames lists the names that Kept would answer.
+func (p *Pod) KeptNames() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for n := range p.kept {
+		if name, ok := strings.CutPrefix(n, callerPrefix); ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// takeSlot reserves an exit slot.
+func (p *Pod) takeSlot() (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, used := range p.slots {
+		if !used {
+			p.slots[i] = true
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("the pod has %d containers, exited ones included, and cannot have more", len(p.slots))
+}
+
+func (p *Pod) freeSlot(i int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slots[i] = false
+}
+
+func (p *Pod) path(name string) string { return filepath.Join(p.config.Dir, name) }
+
+// root is the host's id of the namespace's root.
+func (m *IDMap) root() (uid, gid uint32) {
+	if m == nil {
+		return 0, 0
+	}
+	return hostID(m.UIDs, 0), hostID(m.GIDs, 0)
+}
+
+// hostID maps an id of the namespace; one that is not mapped becomes the overflow id.
+func hostID(maps []specs.LinuxIDMapping, id uint32) uint32 {
+	if len(maps) == 0 {
+		return id
+	}
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return m.HostID + id - m.ContainerID
+		}
+	}
+	return 65534
+}

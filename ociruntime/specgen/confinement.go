@@ -1,0 +1,174 @@
+package specgen
+
+import (
+	"cmp"
+	"errors"
+	"path"
+	"regexp"
+	"strings"
+
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/ociruntime/seccomp"
+)
+
+const securityField = "linux.security_context."
+
+// confinement adds seccomp, AppArmor and SELinux, masked and read-only paths. A privileged container has none of them.
+func (g *generator) confinement() error {
+	if g.privileged {
+		return nil
+	}
+	if err := g.paths(); err != nil {
+		return err
+	}
+	if err := g.seccomp(); err != nil {
+		return err
+	}
+	if err := g.apparmor(); err != nil {
+		return err
+	}
+	return g.selinux()
+}
+
+func (g *generator) paths() error {
+	g.spec.Linux.MaskedPaths = g.security.GetMaskedPaths()
+	g.spec.Linux.ReadonlyPaths = g.security.GetReadonlyPaths()
+	return errors.Join(absolute("masked_paths", g.spec.Linux.MaskedPaths), absolute("readonly_paths", g.spec.Linux.ReadonlyPaths))
+}
+
+func absolute(field string, list []string) error {
+	for i, p := range list {
+		if !isAbsolute(p) {
+			return invalid(indexed(securityField+field, i), "%q is not an absolute path", p)
+		}
+	}
+	return nil
+}
+
+// isAbsolute accepts what a system call takes for an absolute path.
+func isAbsolute(p string) bool { return path.IsAbs(p) && !strings.ContainsRune(p, 0) }
+
+// Names of profiles in the deprecated fields.
+const (
+	runtimeDefault  = "runtime/default"
+	dockerDefault   = "docker/default"
+	unconfined      = "unconfined"
+	localhostPrefix = "localhost/"
+)
+
+// profile returns a profile whichever field has it, and the name of that field; nil if none has.
+func profile(p *runtimev1.SecurityProfile, field, deprecated, deprecatedField string) (*runtimev1.SecurityProfile, string, error) {
+	local, isLocal := strings.CutPrefix(deprecated, localhostPrefix)
+	switch {
+	case p != nil:
+		return p, securityField + field, nil
+	case deprecated == "":
+		return nil, "", nil
+	case deprecated == runtimeDefault || deprecated == dockerDefault:
+		p = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_RuntimeDefault}
+	case deprecated == unconfined:
+		p = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_Unconfined}
+	case isLocal:
+		p = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_Localhost, LocalhostRef: local}
+	default:
+		return nil, "", invalid(securityField+deprecatedField, "unknown value %q", deprecated)
+	}
+	return p, securityField + deprecatedField, nil
+}
+
+// seccomp leaves a container unconfined whose request says nothing.
+func (g *generator) seccomp() error {
+	//lint:ignore SA1019 old clients set it
+	p, field, err := profile(g.security.GetSeccomp(), "seccomp", g.security.GetSeccompProfilePath(), "seccomp_profile_path")
+	if err != nil || p == nil {
+		return err
+	}
+	caps := g.spec.Process.Capabilities.Bounding
+	switch kind := p.GetProfileType(); kind {
+	case runtimev1.SecurityProfile_Unconfined:
+		return nil
+	case runtimev1.SecurityProfile_RuntimeDefault:
+		g.spec.Linux.Seccomp = seccomp.DefaultProfile(caps)
+		return nil
+	case runtimev1.SecurityProfile_Localhost:
+		if !path.IsAbs(p.GetLocalhostRef()) {
+			return invalid(field+".localhost_ref", "%q is not an absolute path", p.GetLocalhostRef())
+		}
+		if g.spec.Linux.Seccomp, err = seccomp.LoadProfile(p.GetLocalhostRef(), caps...); err != nil {
+			return because(field+".localhost_ref", err)
+		}
+		return nil
+	default:
+		return invalid(field+".profile_type", "unknown value %d", kind)
+	}
+}
+
+// apparmor: the default profile is for hosts that have AppArmor; one that is asked for by name must be there.
+func (g *generator) apparmor() error {
+	//lint:ignore SA1019 old clients set it
+	p, field, err := profile(g.security.GetApparmor(), "apparmor", g.security.GetApparmorProfile(), "apparmor_profile")
+	if err != nil {
+		return err
+	}
+	host := g.Host.AppArmor
+	switch kind := p.GetProfileType(); {
+	case p != nil && kind == runtimev1.SecurityProfile_Unconfined:
+		return nil
+	case kind == runtimev1.SecurityProfile_RuntimeDefault: // also if nothing is said
+		if host != nil {
+			g.spec.Process.ApparmorProfile = host.Default
+		}
+		return nil
+	case kind != runtimev1.SecurityProfile_Localhost:
+		return invalid(field+".profile_type", "unknown value %d", kind)
+	}
+	name := strings.TrimPrefix(p.GetLocalhostRef(), localhostPrefix)
+	switch {
+	case name == "" || strings.ContainsAny(name, "\n\x00"):
+		return invalid(field+".localhost_ref", "%q is not the name of a profile", name)
+	case host == nil:
+		return invalid(field, "profile %q is asked for, but this host has no AppArmor", name)
+	case !host.Loaded(name):
+		return invalid(field, "profile %q is not loaded", name)
+	}
+	g.spec.Process.ApparmorProfile = name
+	return nil
+}
+
+var selinuxLevel = regexp.MustCompile(`^s\d+(-s\d+)?(:c\d+([.,]c\d+)*)?$`)
+
+// selinux makes the labels of process and mounts from the container's options or the pod's; a host without it ignores them.
+func (g *generator) selinux() error {
+	o, field := g.security.GetSelinuxOptions(), securityField+"selinux_options"
+	if o == nil {
+		o = g.Pod.GetLinux().GetSecurityContext().GetSelinuxOptions()
+	}
+	if level := o.GetLevel(); level != "" && !selinuxLevel.MatchString(level) {
+		return invalid(field+".level", "%q is not a level such as s0:c1,c2", level)
+	}
+	for _, part := range []struct{ name, value string }{{".user", o.GetUser()}, {".role", o.GetRole()}, {".type", o.GetType()}} {
+		if strings.ContainsAny(part.value, ": \n\x00") {
+			return invalid(field+part.name, "%q is not a part of a label", part.value)
+		}
+	}
+	if !g.Host.SELinux || o == nil {
+		return nil
+	}
+	who, level := cmp.Or(o.GetUser(), "system_u"), cmp.Or(o.GetLevel(), "s0")
+	g.spec.Process.SelinuxLabel = strings.Join([]string{who, cmp.Or(o.GetRole(), "system_r"), cmp.Or(o.GetType(), "container_t"), level}, ":")
+	g.spec.Linux.MountLabel = strings.Join([]string{who, "object_r", "container_file_t", level}, ":")
+	return nil
+}
+
+// namespacesOf returns the namespace options of the container, or of the pod if it has none.
+func (g *generator) namespacesOf() *runtimev1.NamespaceOption {
+	if o := g.security.GetNamespaceOptions(); o != nil {
+		return o
+	}
+	return podNamespaces(g.Pod)
+}
+
+func podNamespaces(pod *runtimev1.PodSandboxConfig) *runtimev1.NamespaceOption {
+	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions()
+}

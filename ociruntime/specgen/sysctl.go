@@ -1,0 +1,89 @@
+package specgen
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// PodSysctls returns the kernel parameters of a pod's namespaces: those of its config, and defaults that let
+// programs that are not root listen on any port and send pings. Keys are dotted, unless a name (of an interface) has a
+// dot itself: then they have slashes. Parameters of the node are refused.
+func PodSysctls(pod *runtimev1.PodSandboxConfig) (map[string]string, error) {
+	const field = "linux.sysctls"
+	ns := podNamespaces(pod)
+	all := make(map[string]string)
+	if ns.GetNetwork() != runtimev1.NamespaceMode_NODE {
+		all["net.ipv4.ip_unprivileged_port_start"] = "0"
+		if ns.GetUsernsOptions().GetMode() != runtimev1.NamespaceMode_POD || ns.GetUsernsOptions() == nil {
+			all["net.ipv4.ping_group_range"] = "0 2147483647" // groups that a user namespace may not have
+		}
+	}
+	asked := pod.GetLinux().GetSysctls()
+	spelt := make(map[string]string)
+	for _, key := range slices.Sorted(maps.Keys(asked)) {
+		parts, err := sysctlParts(key)
+		if err != nil {
+			return nil, err
+		}
+		name := strings.Join(parts, ".")
+		if strings.Contains(strings.Join(parts, ""), ".") {
+			name = strings.Join(parts, "/")
+		}
+		if other, ok := spelt[name]; ok {
+			return nil, invalid(field, "%q and %q are the same", other, key)
+		}
+		spelt[name] = key
+		if reason := notOfPod(parts, ns); reason != "" {
+			return nil, invalid(field, "%q %s", key, reason)
+		}
+		if strings.ContainsAny(asked[key], "\x00\n") {
+			return nil, invalid(field, "value of %q is not one line", key)
+		}
+		all[name] = asked[key]
+	}
+	return all, nil
+}
+
+// sysctlParts understands both spellings: the separator that comes first tells which it is; in the other one's place
+// stands a character of a name.
+func sysctlParts(key string) ([]string, error) {
+	separator, other := ".", "/"
+	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '/' {
+		separator, other = other, separator
+	}
+	parts := strings.Split(key, separator)
+	for i, p := range parts {
+		if separator == "." {
+			p = strings.ReplaceAll(p, other, ".")
+		}
+		if p == "" || p == "." || p == ".." || strings.ContainsAny(p, "/\x00") {
+			return nil, invalid("linux.sysctls", "%q is not the name of a kernel parameter", key)
+		}
+		parts[i] = p
+	}
+	if len(parts) < 2 {
+		return nil, invalid("linux.sysctls", "%q is not the name of a kernel parameter", key)
+	}
+	return parts, nil
+}
+
+// notOfPod says why a parameter does not belong to a namespace of the pod.
+func notOfPod(parts []string, ns *runtimev1.NamespaceOption) string {
+	ipc := []string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"}
+	switch {
+	case parts[0] == "net":
+		if ns.GetNetwork() == runtimev1.NamespaceMode_NODE {
+			return "belongs to the host's network, which the pod shares"
+		}
+	case slices.Contains(ipc, strings.Join(parts, ".")) || parts[0] == "fs" && parts[1] == "mqueue":
+		if ns.GetIpc() == runtimev1.NamespaceMode_NODE {
+			return "belongs to the host's IPC, which the pod shares"
+		}
+	default:
+		return "belongs to no namespace of the pod"
+	}
+	return ""
+}

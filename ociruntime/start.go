@@ -1,0 +1,262 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/program"
+	"github.com/criserver/criserver/pause"
+)
+
+// passing collects the descriptors that travel with a Program.
+type passing struct {
+	files []*os.File // in the order of their indices
+	owned []*os.File // to be closed when the start is over
+}
+
+// give passes a file that somebody else closes.
+func (p *passing) give(f *os.File) program.FD {
+	p.files = append(p.files, f)
+	return program.FD(len(p.files) - 1)
+}
+
+// own passes a file that is closed when the start is over.
+func (p *passing) own(f *os.File) program.FD {
+	p.owned = append(p.owned, f)
+	return p.give(f)
+}
+
+func (p *passing) close() { closeFiles(p.owned) }
+
+// start is one attempt to start a container.
+type start struct {
+	passing
+	c       *Container
+	spec    *specs.Spec
+	cgroup  *os.File // cgroup2 directory of the leaf, or nil
+	devpts  *os.File
+	console bool
+	add     pause.Container
+	stdio   [3]program.FD
+}
+
+// Start makes the container run. It can be tried once; after an error the container is as good as exited.
+func (c *Container) Start(ctx context.Context) error {
+	c.mu.Lock()
+	spec, root := c.spec, c.root
+	c.spec, c.root = nil, nil
+	c.mu.Unlock()
+	if spec == nil || root == nil {
+		return errors.New("container was started before")
+	}
+	s := &start{c: c, spec: spec}
+	defer s.close()
+	rootFD := s.own(root)
+	if err := s.openStdio(); err != nil {
+		return err
+	}
+	if err := s.openMonitors(); err != nil {
+		return err
+	}
+	registered := s.register(ctx)
+	prog, err := s.compile(ctx, rootFD)
+	err = errors.Join(err, <-registered)
+	if err == nil {
+		err = s.run(ctx, prog)
+	}
+	if err != nil {
+		return errors.Join(err, c.pod.forget(context.WithoutCancel(ctx), c.record.ID, s.add.Task))
+	}
+	c.record.Spec = nil
+	go c.dropRoot()
+	return nil
+}
+
+// dropRoot makes pause close the root, which is attached now. Nobody need wait for it.
+func (c *Container) dropRoot() {
+	if c.pod.conn.Drop(context.Background(), keptRoot+c.record.ID) == nil { // a pause that is gone keeps nothing
+		c.dropped.Store(true)
+	}
+}
+
+// register tells pause of the container while everything else is prepared. The channel gives one error or nil; until then
+// the files of s.add must stay open.
+func (s *start) register(ctx context.Context) <-chan error {
+	record := s.c.record
+	s.add.Task, s.add.Name, s.add.ExitSlot, s.add.LineMax = s.c.pod.runtime.newTask(), record.ID, record.Slot, record.LineMax
+	done := make(chan error, 1)
+	go func() {
+		err := s.c.pod.conn.Add(ctx, s.add)
+		if err != nil {
+			err = fmt.Errorf("register with pause: %w", err)
+		}
+		done <- err
+	}()
+	return done
+}
+
+// Explain prints the Program that Start would run, for people.
+func (c *Container) Explain() (string, error) {
+	c.mu.Lock()
+	spec, root := c.spec, c.root
+	c.mu.Unlock()
+	if spec == nil || root == nil {
+		return "", errors.New("container was started before")
+	}
+	s := &start{c: c, spec: spec}
+	defer s.close()
+	rootFD := s.give(root)
+	if err := s.openStdio(); err != nil {
+		return "", err
+	}
+	prog, err := s.compile(context.Background(), rootFD)
+	if err != nil {
+		return "", err
+	}
+	return prog.Text(), nil
+}
+
+func (s *start) compile(ctx context.Context, root program.FD) (*program.Program, error) {
+	process, dir, err := s.c.process(&s.passing, s.c.group)
+	if err != nil {
+		return nil, err
+	}
+	s.cgroup = dir
+	mounts, err := s.mounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	process.Stdio = s.stdio
+	linux := s.spec.Linux
+	in := compile.Container{
+		Process:      process,
+		Root:         root,
+		RootReadonly: s.spec.Root != nil && s.spec.Root.Readonly,
+		Mounts:       mounts,
+		Masked:       linux.MaskedPaths,
+		Readonly:     linux.ReadonlyPaths,
+		CgroupNS:     hasNamespace(linux, specs.CgroupNamespace),
+		Console:      s.console,
+	}
+	if strings.Contains(linux.RootfsPropagation, "shared") {
+		in.RootShared = unix.MS_SHARED
+	} else if strings.Contains(linux.RootfsPropagation, "slave") {
+		in.RootShared = unix.MS_SLAVE
+	}
+	return compile.Start(in)
+}
+
+// process fills what start and exec have in common, and opens the leaf's cgroup2 directory (nil on v1). pass owns the files.
+func (c *Container) process(pass *passing, group *cgroup.Group) (compile.Process, *os.File, error) {
+	open := group.Placement
+	if c.pod.config.UserNS != nil { // from where CLONE_INTO_CGROUP is not permitted
+		open = group.PlacementByWrite
+	}
+	place, err := open()
+	if err != nil {
+		return compile.Process{}, nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	r := c.pod.runtime
+	p := compile.Process{
+		Spec:         c.record.Process,
+		Keyring:      c.record.ID,
+		Seccomp:      c.record.Filter,
+		CapLast:      r.caps.last,
+		CapPermitted: r.caps.permitted,
+		UserNS:       c.pod.config.UserNS != nil,
+	}
+	if p.UserNS {
+		p.CapPermitted = ^uint64(0)
+	}
+	for _, f := range place.Tasks {
+		p.Tasks = append(p.Tasks, pass.own(f))
+	}
+	pass.owned = append(pass.owned, place.Dir)
+	return p, place.Dir, nil
+}
+
+func hasNamespace(linux *specs.Linux, kind specs.LinuxNamespaceType) bool {
+	for _, n := range linux.Namespaces {
+		if n.Type == kind && n.Path == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// run starts the container, which is registered.
+func (s *start) run(ctx context.Context, prog *program.Program) error {
+	c, p := s.c, s.c.pod
+	sealed, err := pause.Seal(prog.Encode())
+	if err != nil {
+		return err
+	}
+	defer sealed.Close()
+	request, err := s.request(sealed)
+	if err != nil {
+		return err
+	}
+	p.watch(request.Task, c.ended)
+	started, err := p.conn.Start(ctx, request)
+	if err != nil {
+		p.unwatch(request.Task)
+		return explain(prog, err)
+	}
+	c.mu.Lock()
+	c.task, c.pid, c.pidfd = request.Task, started.PID, started.PidFD
+	c.mu.Unlock()
+	return nil
+}
+
+// request says into which namespaces the process is born.
+func (s *start) request(sealed *os.File) (pause.Start, error) {
+	c := s.c
+	req := pause.Start{Task: s.add.Task, CloneFlags: unix.CLONE_NEWNS, Cgroup: s.cgroup, Program: sealed, Files: s.files}
+	switch {
+	case c.record.TargetPID != "":
+		target, err := c.pod.target(c.record.TargetPID)
+		if err != nil {
+			return req, err
+		}
+		req.Join = target
+	case c.record.SharedPID:
+		req.Join = c.pod.reaper
+	case hasNamespace(s.spec.Linux, specs.PIDNamespace):
+		req.CloneFlags |= unix.CLONE_NEWPID
+	}
+	return req, nil
+}
+
+// target returns the pidfd of a running container of the pod.
+func (p *Pod) target(id string) (*os.File, error) {
+	p.mu.Lock()
+	c := p.containers[id]
+	p.mu.Unlock()
+	if c == nil {
+		return nil, fmt.Errorf("target container %s does not exist", id)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, exited := c.Exit(); c.pidfd == nil || exited {
+		return nil, fmt.Errorf("target container %s: %w", id, ErrNotRunning)
+	}
+	return c.pidfd, nil
+}
+
+func (s *start) openMonitors() error {
+	m, err := s.c.group.MonitorFiles()
+	if err != nil {
+		return fmt.Errorf("open cgroup files: %w", err)
+	}
+	s.owned = append(s.owned, m.Events, m.Kill, m.Freezer, m.Procs, m.OOM)
+	s.add.Events, s.add.Kill, s.add.Freezer, s.add.Procs, s.add.OOM = m.Events, m.Kill, m.Freezer, m.Procs, m.OOM
+	return nil
+}

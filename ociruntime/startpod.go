@@ -1,0 +1,368 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/program"
+	"github.com/criserver/criserver/pause"
+)
+
+const (
+	exitSlots     = 128
+	pauseOOMScore = -998 // what the kubelet expects of a sandbox process
+)
+
+// StartPod starts a pause and makes the pod's namespaces. On error nothing is left.
+func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error) {
+	p := r.newPod(c)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.undo(context.WithoutCancel(ctx)))
+		}
+	}()
+	place := &cgroup.Placement{}
+	if r.config.Systemd == nil {
+		if err := p.makeGroup(c.CgroupParent, pauseResources()); err != nil {
+			return nil, err
+		}
+		if place, err = p.group.Placement(); err != nil {
+			return nil, err
+		}
+	}
+	defer func() { _ = place.Close() }()
+	if err := p.spawn(ctx, place.Dir); err != nil {
+		return nil, err
+	}
+	if r.config.Systemd != nil {
+		if err := p.enterScope(ctx); err != nil {
+			return nil, err
+		}
+		inScope, err := p.group.PlacementByWrite()
+		if err != nil {
+			return nil, err
+		}
+		place = inScope
+	}
+	if err := p.boot(ctx, place.Tasks); err != nil {
+		return nil, err
+	}
+	return p, p.start(ctx)
+}
+
+func (r *Runtime) newPod(c PodConfig) *Pod {
+	return &Pod{runtime: r, config: c, exited: make(chan struct{}),
+		tasks: map[uint64]func(pause.Exit){}, containers: map[string]*Container{}, slots: make([]bool, exitSlots)}
+}
+
+// undo gives back what an attempt to start the pod has taken so far.
+func (p *Pod) undo(ctx context.Context) error {
+	var err error
+	switch {
+	case p.conn != nil:
+		err = p.Stop(ctx)
+	case p.group != nil:
+		err = errors.Join(p.group.Kill(ctx), p.group.Delete(ctx, p.parents...))
+	}
+	for _, name := range []string{socketName, exitsName, parentsName} {
+		_ = os.Remove(p.path(name))
+	}
+	return err
+}
+
+// makeGroup makes pause's leaf; parent is where the pod's containers get theirs.
+func (p *Pod) makeGroup(parent string, res *specs.LinuxResources) error {
+	p.parent = parent
+	own := parent
+	if p.runtime.config.PauseParent != "" {
+		own = p.runtime.config.PauseParent
+	}
+	group, err := p.createLeaf(own, p.config.ID, res)
+	p.group = group
+	if err != nil {
+		return fmt.Errorf("create the sandbox's cgroup: %w", err)
+	}
+	return nil
+}
+
+// createLeaf makes a leaf; what it has to make above is recorded before. The leaf may be there in spite of an error.
+func (p *Pod) createLeaf(parent, name string, res *specs.LinuxResources) (*cgroup.Group, error) {
+	missing, err := p.runtime.config.Cgroups.MissingParents(parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.addParents(missing); err != nil {
+		return nil, err
+	}
+	group, err := p.runtime.config.Cgroups.Create(parent, name, res)
+	if err != nil {
+		return nil, err
+	}
+	return group, p.addParents(group.CreatedParents())
+}
+
+// enterScope has systemd make a delegated scope for the pod, around the pause that runs already, and a leaf for pause in
+// it. Only then can controllers be given to children.
+func (p *Pod) enterScope(ctx context.Context) error {
+	scope, err := cgroup.StartScope(ctx, p.runtime.config.Systemd, p.config.ID, p.config.CgroupParent, p.Pid())
+	if err != nil {
+		return err
+	}
+	p.scope = scope
+	return p.makeGroup(scope.Path(), nil)
+}
+
+func pauseResources() *specs.LinuxResources {
+	shares := uint64(2)
+	return &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
+}
+
+// spawn forks the pause, in a cgroup2 directory if there is one, and connects to it.
+func (p *Pod) spawn(ctx context.Context, birthplace *os.File) error {
+	listener, err := listen(p.config.Dir)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", p.path(socketName), err)
+	}
+	defer listener.Close()
+	exits, err := p.createExits()
+	if err != nil {
+		return err
+	}
+	defer exits.Close()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("socketpair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "pause"), os.NewFile(uintptr(pair[1]), "pause")
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		closeFiles([]*os.File{ours, theirs})
+		return err
+	}
+	defer null.Close()
+	pidfd, err := p.fork(birthplace, null, theirs, listener, exits)
+	_ = theirs.Close() // so that the end of pause ends the connection
+	if err != nil {
+		_ = ours.Close()
+		return fmt.Errorf("start pause: %w", err)
+	}
+	defer pidfd.Close()
+	conn, err := pause.NewConn(ctx, ours)
+	if err != nil {
+		_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead already
+		waitDead(pidfd)
+		return err
+	}
+	p.conn = conn
+	go p.follow()
+	return nil
+}
+
+// fork returns a pidfd of the new pause.
+func (p *Pod) fork(birthplace, null, control, listener, exits *os.File) (*os.File, error) {
+	attr := syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{},
+		Files: []uintptr{null.Fd(), null.Fd(), null.Fd(), control.Fd(), listener.Fd(), exits.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	if birthplace != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(birthplace.Fd())
+	}
+	pidfd := -1
+	attr.Sys.PidFD = &pidfd
+	pid, err := p.runtime.nursery.fork([]string{"pause-" + p.config.ID}, attr)
+	if err != nil {
+		return nil, err
+	}
+	p.runtime.adjust(pid)
+	return os.NewFile(uintptr(pidfd), "pause"), nil
+}
+
+// adjust gives a pause the limits that its children may need: they can lower them, and raise their OOM score, without
+// any privilege. A criserver that lacks CAP_SYS_RESOURCE goes on with what it has.
+func (r *Runtime) adjust(pid int) {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(pauseOOMScore)), 0); err != nil {
+		r.config.Log.Debug("cannot lower oom_score_adj of pause", "pid", pid, "error", err)
+	}
+	for resource, limit := range r.limits {
+		if err := unix.Prlimit(pid, resource, &limit, nil); err != nil {
+			r.config.Log.Debug("cannot raise a limit of pause", "pid", pid, "resource", resource, "error", err)
+		}
+	}
+}
+
+// pauseLimits are the hard limits that a pause passes on; the soft ones stay as they are.
+func pauseLimits() map[int]unix.Rlimit {
+	limits := map[int]unix.Rlimit{}
+	for _, resource := range []int{unix.RLIMIT_CORE, unix.RLIMIT_MEMLOCK, unix.RLIMIT_NPROC, unix.RLIMIT_MSGQUEUE, unix.RLIMIT_SIGPENDING,
+		unix.RLIMIT_NICE, unix.RLIMIT_RTPRIO, unix.RLIMIT_STACK, unix.RLIMIT_NOFILE} {
+		var l unix.Rlimit
+		if unix.Getrlimit(resource, &l) != nil || l.Max == unix.RLIM_INFINITY {
+			continue
+		}
+		l.Max = unix.RLIM_INFINITY
+		if resource == unix.RLIMIT_NOFILE {
+			l.Max = 1 << 20
+		}
+		limits[resource] = l
+	}
+	return limits
+}
+
+// listen binds the pod's socket. Socket addresses are short, so the path goes by way of a descriptor.
+func listen(dir string) (*os.File, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	_ = unix.Unlinkat(int(d.Fd()), socketName, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), socketName)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: socketPath(d)}); err == nil {
+		err = unix.Fchmodat(int(d.Fd()), socketName, 0o600, 0)
+		if err == nil {
+			err = unix.Listen(fd, 8)
+		}
+		if err == nil {
+			return f, nil
+		}
+	} else {
+		_ = f.Close()
+		return nil, err
+	}
+	_ = f.Close()
+	return nil, err
+}
+
+func socketPath(dir *os.File) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketName)
+}
+
+func (p *Pod) createExits() (*os.File, error) {
+	f, err := os.OpenFile(p.path(exitsName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, exitSlots*pause.ExitRecordSize); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("allocate %s: %w", p.path(exitsName), err)
+	}
+	return f, nil
+}
+
+// boot makes pause enter its cgroup, through these tasks files, and create the namespaces.
+func (p *Pod) boot(ctx context.Context, tasks []*os.File) (err error) {
+	files := slices.Clone(tasks)
+	b := compile.Boot{Unshare: unix.CLONE_NEWUTS, Hostname: p.config.Hostname, Sysctls: p.config.Sysctls}
+	for i := range files {
+		b.Tasks = append(b.Tasks, program.FD(i))
+	}
+	if !p.config.HostNetwork {
+		b.Unshare |= unix.CLONE_NEWNET
+		b.Loopback = true
+	}
+	if !p.config.HostIPC {
+		b.Unshare |= unix.CLONE_NEWIPC
+	}
+	if p.config.UserNS != nil {
+		ours, theirs, failed := syncPair()
+		if failed != nil {
+			return failed
+		}
+		defer theirs.Close()
+		fd := program.FD(len(files))
+		b.UserNS, files = &fd, append(files, theirs)
+		mapped := make(chan error, 1)
+		go func() { mapped <- p.writeMappings(ours) }()
+		defer func() {
+			_ = unix.Shutdown(int(ours.Fd()), unix.SHUT_RDWR) // wakes it, which a close would not
+			if failed := <-mapped; err != nil {
+				err = errors.Join(err, failed)
+			}
+			_ = ours.Close()
+		}()
+	}
+	prog, err := b.Compile()
+	if err != nil {
+		return fmt.Errorf("compile the start of pause: %w", err)
+	}
+	sealed, err := pause.Seal(prog.Encode())
+	if err != nil {
+		return err
+	}
+	defer sealed.Close()
+	if err := p.conn.Boot(ctx, sealed, files); err != nil {
+		return fmt.Errorf("start pause: %w", explain(prog, err))
+	}
+	return nil
+}
+
+func syncPair() (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return os.NewFile(uintptr(pair[0]), "sync"), os.NewFile(uintptr(pair[1]), "sync"), nil
+}
+
+// writeMappings waits until pause has made its user namespace, maps it and tells pause to go on. Closing the
+// socket instead makes pause fail.
+func (p *Pod) writeMappings(sync *os.File) error {
+	if n, err := unix.Read(int(sync.Fd()), make([]byte, 1)); err != nil || n == 0 { // 0: pause was not started
+		return err
+	}
+	for name, maps := range map[string][]specs.LinuxIDMapping{"uid_map": p.config.UserNS.UIDs, "gid_map": p.config.UserNS.GIDs} {
+		var lines strings.Builder
+		for _, m := range maps {
+			fmt.Fprintf(&lines, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
+		}
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", p.Pid(), name), []byte(lines.String()), 0); err != nil {
+			_ = unix.Shutdown(int(sync.Fd()), unix.SHUT_RDWR)
+			return fmt.Errorf("write the id mapping of the pod: %w", err)
+		}
+	}
+	_, err := unix.Write(int(sync.Fd()), []byte{1})
+	return err
+}
+
+// explain turns pause's {instruction, errno} into what the instruction was for.
+func explain(prog *program.Program, err error) error {
+	var e *pause.Error
+	if !errors.As(err, &e) || (e.Stage != pause.StageInstr && e.Stage != pause.StageKilled) {
+		return err
+	}
+	if e.Stage == pause.StageKilled {
+		return fmt.Errorf("%s: %w", prog.Describe(e.Index), e)
+	}
+	return fmt.Errorf("%s: %w (instruction %d)", prog.Describe(e.Index), e.Errno, e.Index)
+}
+
+// addParents records which directories above the pod's leaves were made for it, so that they can go with the pod.
+func (p *Pod) addParents(made []string) error {
+	p.mu.Lock()
+	made = slices.DeleteFunc(slices.Clone(made), func(dir string) bool { return slices.Contains(p.parents, dir) })
+	if len(made) == 0 {
+		p.mu.Unlock()
+		return nil
+	}
+	p.parents = append(p.parents, made...)
+	text := strings.Join(p.parents, "\n")
+	p.mu.Unlock()
+	return os.WriteFile(p.path(parentsName), []byte(text), 0o600)
+}

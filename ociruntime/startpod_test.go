@@ -1,0 +1,41 @@
+package ociruntime
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A pause that dies before it has made its user namespace fails the start of the pod instead of stalling it.
+func TestBootOfDeadPause(t *testing.T) {
+	f := newFixture(t)
+	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	p := f.runtime.newPod(PodConfig{ID: randomID(), Dir: t.TempDir(), HostNetwork: true, CgroupParent: f.parent, UserNS: &IDMap{UIDs: ids, GIDs: ids}})
+	if err := p.makeGroup(f.parent, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.undo(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := p.spawn(testContext(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.PidfdSendSignal(int(p.conn.PidFD().Fd()), unix.SIGKILL, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- p.boot(testContext(t), nil) }()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("a dead pause was started")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the start of a dead pause stalls")
+	}
+}

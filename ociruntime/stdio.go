@@ -1,0 +1,161 @@
+package ociruntime
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/mount"
+	"github.com/criserver/criserver/ociruntime/program"
+)
+
+// openStdio makes the container's standard streams: pipes or a terminal whose other ends go to pause.
+func (s *start) openStdio() error {
+	if len(s.c.stdio) == len(s.stdio) {
+		for i, f := range s.c.stdio {
+			s.stdio[i] = s.give(f)
+		}
+		return nil
+	}
+	if path := s.c.record.LogPath; path != "" {
+		f, err := openLog(path)
+		if err != nil {
+			return err
+		}
+		s.owned = append(s.owned, f)
+		s.add.Log = f
+	}
+	if s.c.record.Process.Terminal {
+		return s.openTerminal()
+	}
+	uid := s.c.pod.config.UserNS.uid(s.c.record.Process.User.UID)
+	for i, end := range []**os.File{&s.add.Stdout, &s.add.Stderr} {
+		r, w, err := s.pipe(uid)
+		if err != nil {
+			return err
+		}
+		s.owned = append(s.owned, r)
+		*end = r
+		s.stdio[i+1] = s.own(w)
+	}
+	return s.openStdin(uid)
+}
+
+func (s *start) openStdin(uid uint32) error {
+	if !s.c.record.Stdin {
+		null, err := os.Open("/dev/null")
+		if err != nil {
+			return err
+		}
+		s.stdio[0] = s.own(null)
+		return nil
+	}
+	r, w, err := s.pipe(uid)
+	if err != nil {
+		return err
+	}
+	s.owned = append(s.owned, w)
+	s.add.Stdin = w
+	s.stdio[0] = s.own(r)
+	return nil
+}
+
+// pipe makes a pipe that belongs to a user, who may so reopen /dev/stdout.
+func (s *start) pipe(uid uint32) (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("pipe: %w", err)
+	}
+	r, w = os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
+	if uid != 0 {
+		if err := unix.Fchown(fds[1], int(uid), -1); err != nil {
+			closeFiles([]*os.File{r, w})
+			return nil, nil, fmt.Errorf("give the pipe to user %d: %w", uid, err)
+		}
+	}
+	return r, w, nil
+}
+
+// ttyGroup is the group that owns terminals.
+const ttyGroup = 5
+
+// openDevpts makes the container's devpts; its terminal, if it has one, is opened before it is attached.
+func (s *start) openDevpts(o mount.Options) (*os.File, error) {
+	if s.devpts != nil {
+		return s.devpts, nil
+	}
+	f, err := mount.New("devpts", "devpts", o)
+	if err != nil {
+		return nil, err
+	}
+	s.owned = append(s.owned, f)
+	s.devpts = f
+	return f, nil
+}
+
+func (s *start) openTerminal() error {
+	options := mount.ParseOptions([]string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", fmt.Sprintf("gid=%d", s.c.pod.config.UserNS.gid(ttyGroup))})
+	for _, m := range s.spec.Mounts {
+		if m.Type == "devpts" {
+			options = s.devptsOptions(m.Options)
+		}
+	}
+	pts, err := s.openDevpts(options)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Openat(int(pts.Fd()), "ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open ptmx: %w", err)
+	}
+	master := os.NewFile(uintptr(fd), "ptmx")
+	s.owned = append(s.owned, master)
+	slave, err := s.slave(fd)
+	if err != nil {
+		return fmt.Errorf("open terminal: %w", err)
+	}
+	s.add.TTY = master
+	tty := s.own(slave)
+	s.stdio = [3]program.FD{tty, tty, tty}
+	s.console = true
+	return nil
+}
+
+func (s *start) slave(master int) (*os.File, error) {
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return nil, fmt.Errorf("unlock: %w", err)
+	}
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return nil, errno
+	}
+	f := os.NewFile(n, "terminal")
+	m := s.c.pod.config.UserNS
+	if err := unix.Fchown(int(n), int(m.uid(s.c.record.Process.User.UID)), int(m.gid(ttyGroup))); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("chown: %w", err)
+	}
+	if box := s.c.record.Process.ConsoleSize; box != nil {
+		size := unix.Winsize{Row: uint16(box.Height), Col: uint16(box.Width)}
+		if err := unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &size); err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("set size: %w", err)
+		}
+	}
+	return f, nil
+}
+
+func (m *IDMap) uid(id uint32) uint32 {
+	if m == nil {
+		return id
+	}
+	return hostID(m.UIDs, id)
+}
+
+func (m *IDMap) gid(id uint32) uint32 {
+	if m == nil {
+		return id
+	}
+	return hostID(m.GIDs, id)
+}

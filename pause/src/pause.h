@@ -1,0 +1,371 @@
+/*
+ * pause.h - what the files of pause share. Two threads: the supervisor (everything but log.c) and
+ * the writer (log.c), which is the only one that touches regular files. All memory is static; a
+ * descriptor of 0 in a table means "none", because 0 to 2 are always taken.
+ */
+#ifndef CRISERVER_PAUSE_H
+#define CRISERVER_PAUSE_H
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "program.h"
+#include "protocol.h"
+#include "sys.h"
+
+#define MAX_TASKS 128u	 /* containers */
+#define MAX_EXECS 128u	 /* additional processes that live or whose exit nobody took yet */
+#define MAX_STARTS 128u	 /* processes between clone3 and execve */
+#define MAX_NAMES 256u	 /* names of kept descriptors */
+#define MAX_KEPT 4096u	 /* kept descriptors */
+#define MAX_PENDING 1088u /* descriptors of one request */
+#define MAX_LINE 65536u	 /* bytes of content in one log record */
+#define DEFAULT_LINE 16384u
+
+#define MS 1000000ull /* nanoseconds */
+#define EMPTY_BOUND (2000 * MS)	 /* for a leaf to become empty after its first process has exited */
+#define DRAIN_BOUND (250 * MS)	 /* for the log to take what an exited container had written */
+#define REOPEN_BOUND (2000 * MS) /* for the writer to switch to a new file */
+#define STALL_BOUND (5000 * MS)	 /* of one write, before pipes are emptied without it */
+#define QUIET_BOUND (5000 * MS)	 /* for starts and exits to end before another binary takes over */
+
+/* Seldom used memory stays away from the few pages that are always used. */
+#if defined(__x86_64__) && !defined(PAUSE_SANITIZE)
+#define COLD __attribute__((section(".lbss")))
+#else
+#define COLD
+#endif
+
+/* ---- loop.c ---- */
+
+enum event_kind { EV_CONTROL, EV_LISTENER, EV_TIMER, EV_WRITER, EV_PIDFD, EV_REPORT, EV_LEAF, EV_TTY, EV_TTY_PIPE };
+
+extern int pause_pidfd;
+extern uint32_t pause_pid;
+
+uint64_t now(void);	 /* CLOCK_MONOTONIC, ns */
+uint64_t wall_time(void); /* CLOCK_REALTIME, ns */
+int watch(int fd, uint32_t events, enum event_kind kind, uint32_t index);
+void rewatch(int fd, uint32_t events, enum event_kind kind, uint32_t index);
+void unwatch(int fd);
+void unwatch_close(int *fd); /* and sets it to 0 */
+void timer_within(uint64_t ns);
+_Noreturn void loop(void);
+_Noreturn void die(int status);
+
+/* ---- control.c: the connection ---- */
+
+struct request {
+	uint32_t type, id;
+	uint32_t size; /* bytes of body that came */
+	uint32_t nfds;
+	union {
+		char bytes[MSG_MAX_SIZE]; /* zero after size */
+		struct msg_hello hello;
+		struct msg_add add;
+		struct msg_start start;
+		struct msg_task_id task;
+		struct msg_resize resize;
+		struct msg_name name;
+	} body;
+	int *fds; /* 0 once somebody owns it; what is left is closed when the request is done */
+};
+
+extern int listener, control;
+extern uint32_t control_serial; /* which connection this is */
+extern bool control_greeted;
+extern uint32_t control_uid;
+
+int control_init(bool adopted);
+int control_identify(void);
+void control_event(uint32_t events);
+void control_accept(void);
+void control_resume(void);			  /* read requests again */
+void control_tick(void);
+bool control_blocked(void);
+int control_send(uint32_t type, uint32_t id, const void *body, uint32_t size, const int *fds, uint32_t nfds);
+void reply(uint32_t type, uint32_t id, const void *body, uint32_t size, int fd);
+void reply_failed(uint32_t id, int error); /* errno, stage FAIL_REQUEST */
+void reply_failure(uint32_t id, const struct msg_failed *failure);
+
+/* ---- request.c: what each message means ---- */
+
+void request_serve(struct request *r);
+void list_begin(uint32_t id);
+int list_go_on(void); /* 0: done or not listing; -EAGAIN */
+extern bool listing;
+
+/* ---- program.c ---- */
+
+enum report_phase { REPORT_RUNS, REPORT_EXECS, REPORT_ENDED, REPORT_FAILED };
+
+/* In memory shared with the child: the index is stored before each instruction. */
+struct report {
+	volatile uint32_t phase; /* enum report_phase */
+	volatile uint32_t stage; /* enum fail_stage, in REPORT_FAILED */
+	volatile uint32_t index;
+	volatile int32_t error;
+};
+
+struct program {
+	struct program_header *head;
+	struct program_instr *instrs;
+	struct program_reloc *relocs;
+	char *blob;
+	size_t mapped; /* bytes */
+};
+
+int program_map(int fd, struct program *p);
+void program_unmap(struct program *p);
+int program_check(const struct program *p, uint32_t nfds, struct report *r);
+int program_run(const struct program *p, const int *fds, struct report *r);
+extern bool booted;
+int boot(struct request *r, struct msg_failed *failure);
+
+/* ---- start.c ---- */
+
+enum start_state { START_FREE, START_RUNS, START_ANSWERS };
+
+struct start {
+	uint8_t state; /* enum start_state */
+	bool ended;    /* the pipe has ended */
+	bool failed;
+	uint32_t id, serial; /* of the request and its connection */
+	uint32_t task;
+	int pipe; /* read end */
+	struct msg_failed failure;
+};
+
+extern uint32_t starts_in_flight;
+extern uint32_t starts_high; /* slots ever used */
+
+int starts_init(void);
+int start(struct request *r);
+void start_report(uint32_t slot);	 /* its pipe has ended */
+void start_judge(uint32_t slot);
+void starts_answer(void);
+void starts_tick(void);
+uint64_t files_soft_limit(void);	   /* that pause was born with */
+void files_born_with(uint64_t soft);
+
+/* ---- task.c ---- */
+
+/* Numbers are part of the state that a re-executed pause reads. */
+enum task_phase {
+	PHASE_FREE,
+	PHASE_ADDED,
+	PHASE_STARTING,
+	PHASE_RUNNING,
+	PHASE_KILLING,	/* the first process is gone, the rest of the leaf is being killed */
+	PHASE_DRAINING, /* the log takes what is left */
+	PHASE_EXITED,
+	PHASE_CLOSING, /* removed, the writer still has its files */
+};
+
+enum kill_step { KILL_BEGIN, KILL_FREEZING, KILL_WAIT };
+
+struct task {
+	uint64_t id;
+	uint8_t phase;	   /* enum task_phase */
+	uint8_t kill_step; /* enum kill_step */
+	uint16_t index;	   /* containers come first, then execs */
+	bool untold;	   /* MSG_EXITED is owed */
+	bool answering;	   /* MSG_STARTED is owed, nothing may overtake it */
+	bool reaper;
+	bool tty_full; /* the terminal waits for the writer */
+	uint32_t slot; /* start slot, in PHASE_STARTING */
+	int pid, pidfd;
+	uint64_t since; /* now() when the phase began */
+	uint32_t exit_slot;
+	uint32_t reopen_id, reopen_serial; /* request that waits for the writer; 0: none */
+	uint64_t reopen_since;
+	bool reopen_done; /* the answer is owed */
+	int reopen_error;
+	int fd[ADD_FD_COUNT]; /* log, stdout and stderr are the writer's and not here */
+	int tty_pipe;	      /* to the writer */
+	struct exit_record record;
+	char name[NAME_SIZE];
+};
+
+extern uint32_t tasks_high, execs_high; /* indices ever used, one past the last */
+extern uint32_t tasks_dying, tasks_reopening;
+extern struct exit_record *exits;
+extern uint32_t exit_slots;
+
+int exits_init(void);
+struct task *task_find(uint64_t id);
+struct task *task_new(void);
+struct task *exec_new(uint64_t id);
+void task_free(struct task *t);
+int task_add(struct request *r);
+int task_remove(uint64_t id);
+int task_reopen(struct request *r);
+int task_resize(const struct msg_resize *m);
+bool task_reap(struct task *t, int32_t *status); /* false: it lives */
+void task_exited(struct task *t, int32_t status);
+void task_advance(struct task *t);
+void tasks_tick(void);
+void tasks_told(void); /* the writer has told something */
+void tasks_answer(void);
+bool exit_tell(struct task *t);
+enum task_state task_public(const struct task *t);
+uint32_t task_open_fds(const struct task *t);
+
+/* ---- leaf.c: killing what is left in a cgroup leaf ---- */
+
+bool leaf_gone(struct task *t); /* one step; true when it is empty or cannot be watched */
+uint64_t leaf_oom_kills(const struct task *t);
+
+/* ---- terminal.c ---- */
+
+int terminal_open(struct task *t, int master, int *output);
+int terminal_adopt(struct task *t);
+void terminal_event(struct task *t);
+void terminal_room(struct task *t);
+void terminal_drain(struct task *t);
+void terminal_close(struct task *t);
+
+/* ---- keep.c ---- */
+
+struct kept_fd {
+	int fd;
+	uint32_t next; /* index + 1 of the name's next one */
+};
+
+struct kept_name {
+	char name[NAME_SIZE]; /* "": free */
+	uint32_t first, last; /* index + 1 */
+};
+
+extern uint32_t names_high;
+
+int keep(const char *name, int *fds, uint32_t nfds, bool more);
+int drop(const char *name);
+
+/* ---- log.c: logs as the writer keeps them ---- */
+
+#define LOG_OPEN 1u   /* asked: look at the pipes */
+#define LOG_SWITCH 2u /* asked: go on in newfd. told: done */
+#define LOG_DRAIN 4u  /* asked: take what the pipes hold and end the last line. told: done */
+#define LOG_CLOSE 8u  /* asked: close everything. told: done */
+
+struct stream {
+	_Atomic int fd;	      /* read end; 0: closed. Changed and read with log.reading held */
+	uint32_t held;	      /* bytes of an unfinished line, in writer_held */
+	uint32_t capacity;    /* of the pipe, bytes */
+	bool open_line;	      /* the last record of this stream was a partial one */
+	bool lost_line;	      /* bytes were dropped: skip to the next line */
+	bool ended;	      /* to be closed */
+	uint64_t lost_seen;   /* of lost */
+	_Atomic uint64_t lost; /* bytes that the supervisor took out of the pipe and dropped */
+};
+
+struct log {
+	_Atomic uint32_t asked, told; /* LOG_* */
+	_Atomic int newfd;	      /* 0: none; who takes it out owns it */
+	atomic_flag reading;	      /* held while somebody reads the pipes or closes them */
+	_Atomic uint64_t bytes, dropped;
+	_Atomic int fd; /* 0: none, everything is discarded */
+	uint32_t line_max;
+	uint32_t rest;	     /* bytes of a record whose beginning is in the file, in writer_rest */
+	uint64_t retry;	     /* 0, or the last write failed: now() from which it is tried again */
+	uint64_t unreported; /* bytes dropped and not told in the log yet */
+	struct stream stream[2];
+};
+
+char *log_held(uint32_t index, uint32_t stream); /* MAX_LINE bytes */
+char *log_rest(uint32_t index);			 /* LOG_RECORD bytes */
+#define LOG_HEADER 40u /* "2006-01-02T15:04:05.999999999Z stdout F " */
+#define LOG_RECORD (LOG_HEADER + MAX_LINE + 8)
+void log_protect(void);				     /* keeps the buffers out of children */
+bool log_turn(uint32_t index, uint32_t s);	     /* one read; false: nothing is left, or the end */
+void log_forget_rest(struct log *l);
+void log_end_line(uint32_t index, uint32_t s);
+void log_close_stream(struct log *l, uint32_t s, int epoll);
+void log_idle(void); /* gives memory back */
+bool log_reading(struct log *l); /* try to get it */
+void log_read_done(struct log *l);
+
+/* ---- writer.c: the thread that touches files ---- */
+
+extern bool writer_runs;
+extern bool writer_stuck;
+
+int writer_start(void);
+void writer_prepare(uint32_t index, int out, int err, uint32_t line_max); /* then ask for LOG_OPEN */
+bool writer_open_streams(uint32_t index);
+void writer_forget(uint32_t index);
+void writer_ask(uint32_t index, uint32_t what);
+uint32_t writer_told(uint32_t word); /* bits of 32 logs that have told something */
+void writer_heard(void);
+void writer_tick(void);
+void writer_discard(int fd); /* closes it where closing may take time */
+void writer_busy(bool busy); /* around what may block; for the writer's own use */
+void writer_park(bool park); /* stop between two lines; go on */
+bool writer_parked(void);
+
+/* ---- tables.c ---- */
+
+#define ROW_NAMES (MAX_NAMES / MAX_TASKS)
+#define ROW_KEPT (MAX_KEPT / MAX_TASKS)
+
+/* One row of all tables: they lie together, so that a small pod uses few pages. */
+struct row {
+	struct task task;
+	struct log log; /* of task */
+	struct task exec;
+	struct start start;
+	struct kept_name names[ROW_NAMES];
+	struct kept_fd fds[ROW_KEPT];
+};
+
+extern struct tables {
+	struct row first;
+	int pending[MAX_PENDING]; /* descriptors that came for the next request */
+	struct row more[MAX_TASKS - 1];
+} tables;
+
+_Static_assert(MAX_EXECS == MAX_TASKS && MAX_STARTS == MAX_TASKS, "one of each in a row");
+
+static inline struct row *row(uint32_t i)
+{
+	return i == 0 ? &tables.first : &tables.more[i - 1];
+}
+
+static inline struct task *task_at(uint32_t i)
+{
+	return i < MAX_TASKS ? &row(i)->task : &row(i - MAX_TASKS)->exec;
+}
+
+static inline struct log *log_at(uint32_t i)
+{
+	return &row(i)->log;
+}
+
+static inline struct start *start_at(uint32_t i)
+{
+	return &row(i)->start;
+}
+
+static inline struct kept_name *name_at(uint32_t i)
+{
+	return &row(i / ROW_NAMES)->names[i % ROW_NAMES];
+}
+
+static inline struct kept_fd *kept_at(uint32_t i)
+{
+	return &row(i / ROW_KEPT)->fds[i % ROW_KEPT];
+}
+
+/* ---- reexec.c ---- */
+
+extern bool reexec_pending;
+
+int reexec_begin(struct request *r);
+void reexec_go_on(void);
+int reexec_restore(int fd);
+
+#endif

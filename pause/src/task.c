@@ -1,0 +1,439 @@
+/*
+ * task.c - containers and execs: registration, reaping, and the way from the exit of a first process to
+ * its record: kill what is left in the leaf, let the log take what is left in the pipes, record, tell.
+ */
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "pause.h"
+
+uint32_t tasks_high, execs_high;
+uint32_t tasks_dying, tasks_reopening;
+struct exit_record *exits;
+uint32_t exit_slots;
+
+int exits_init(void)
+{
+	struct stat st;
+	long err = sys(SYS_fstat, FD_EXITS, &st);
+	if (sys_failed(err))
+		return (int)err;
+	uint64_t slots = (uint64_t)st.st_size / sizeof(struct exit_record);
+	exit_slots = slots > 65536 ? 65536 : (uint32_t)slots;
+	if (exit_slots == 0)
+		return 0;
+	long at = sys(SYS_mmap, 0, exit_slots * sizeof(struct exit_record), PROT_READ | PROT_WRITE, MAP_SHARED, FD_EXITS, 0);
+	if (sys_failed(at))
+		return (int)at;
+	exits = (struct exit_record *)at;
+	return 0;
+}
+
+static bool is_exec(const struct task *t)
+{
+	return t->index >= MAX_TASKS;
+}
+
+struct task *task_find(uint64_t id)
+{
+	for (uint32_t i = 0; i < tasks_high; i++)
+		if (task_at(i)->id == id && task_at(i)->phase != PHASE_FREE && task_at(i)->phase != PHASE_CLOSING)
+			return task_at(i);
+	for (uint32_t i = MAX_TASKS; i < MAX_TASKS + execs_high; i++)
+		if (task_at(i)->id == id && task_at(i)->phase != PHASE_FREE)
+			return task_at(i);
+	return NULL;
+}
+
+static struct task *container_find(uint64_t id)
+{
+	struct task *t = task_find(id);
+	return t != NULL && !is_exec(t) ? t : NULL;
+}
+
+static struct task *free_slot(uint32_t from, uint32_t n, uint32_t *high)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct task *t = task_at(from + i);
+		if (t->phase != PHASE_FREE)
+			continue;
+		if (i >= *high)
+			*high = i + 1;
+		t->index = (uint16_t)(from + i);
+		return t;
+	}
+	return NULL;
+}
+
+struct task *task_new(void)
+{
+	return free_slot(0, MAX_TASKS, &tasks_high);
+}
+
+struct task *exec_new(uint64_t id)
+{
+	struct task *t = free_slot(MAX_TASKS, MAX_EXECS, &execs_high);
+	if (t == NULL)
+		return NULL;
+	t->id = id;
+	t->phase = PHASE_ADDED;
+	return t;
+}
+
+void task_free(struct task *t)
+{
+	unwatch_close(&t->pidfd);
+	memset(t, 0, sizeof *t);
+}
+
+/* Takes descriptor n of the request for bit b of enum add_fd, 0 when it is not there. */
+static int take(const struct msg_add *m, struct request *r, uint32_t *n, enum add_fd b)
+{
+	if ((m->fds & 1u << b) == 0)
+		return 0;
+	int fd = r->fds[*n];
+	r->fds[(*n)++] = 0;
+	return fd;
+}
+
+static int add_check(const struct msg_add *m, const struct request *r)
+{
+	uint32_t stdio = m->fds & (1u << ADD_STDOUT | 1u << ADD_STDERR);
+	if (m->task == 0 || m->flags != 0 || (m->fds & ~((1u << ADD_FD_COUNT) - 1)) != 0 || m->line_max > MAX_LINE)
+		return -EINVAL;
+	if ((m->fds & 1u << ADD_TTY) != 0 && stdio != 0)
+		return -EINVAL;
+	if ((uint32_t)__builtin_popcount(m->fds) != r->nfds)
+		return -EBADMSG;
+	if (m->exit_slot >= exit_slots)
+		return -ERANGE;
+	if (task_find(m->task) != NULL)
+		return -EEXIST;
+	for (uint32_t i = 0; i < tasks_high; i++)
+		if (task_at(i)->phase != PHASE_FREE && task_at(i)->phase != PHASE_CLOSING && task_at(i)->exit_slot == m->exit_slot)
+			return -EBUSY;
+	return 0;
+}
+
+int task_add(struct request *r)
+{
+	const struct msg_add *m = &r->body.add;
+	int err = add_check(m, r);
+	if (err == 0)
+		err = writer_start();
+	if (err != 0)
+		return err;
+	struct task *t = task_new();
+	if (t == NULL)
+		return -ENOSPC;
+	uint32_t n = 0, i = t->index;
+	int tty_output = 0;
+	if ((m->fds & 1u << ADD_TTY) != 0) { /* the only step that can fail: before anything is taken */
+		err = terminal_open(t, r->fds[(m->fds & 1u << ADD_LOG) != 0], &tty_output);
+		if (err != 0)
+			return err;
+	}
+	t->id = m->task;
+	t->exit_slot = m->exit_slot;
+	memcpy(t->name, m->name, sizeof t->name);
+	atomic_store(&log_at(i)->fd, take(m, r, &n, ADD_LOG));
+	int out = take(m, r, &n, ADD_STDOUT);
+	int err_end = take(m, r, &n, ADD_STDERR);
+	for (enum add_fd b = ADD_TTY; b < ADD_FD_COUNT; b++)
+		t->fd[b] = take(m, r, &n, b);
+	writer_prepare(i, out != 0 ? out : tty_output, err_end, m->line_max != 0 ? m->line_max : DEFAULT_LINE);
+	writer_ask(i, LOG_OPEN);
+	t->phase = PHASE_ADDED;
+	return 0;
+}
+
+int task_remove(uint64_t id)
+{
+	struct task *t = container_find(id);
+	if (t == NULL)
+		return -ENOENT;
+	if (t->phase != PHASE_ADDED && t->phase != PHASE_EXITED)
+		return -EBUSY;
+	if (t->reopen_id != 0)
+		return -EBUSY;
+	terminal_close(t);
+	for (enum add_fd b = 0; b < ADD_FD_COUNT; b++)
+		unwatch_close(&t->fd[b]);
+	if (exits[t->exit_slot].task != 0)
+		memset(&exits[t->exit_slot], 0, sizeof exits[t->exit_slot]);
+	t->untold = false;
+	t->phase = PHASE_CLOSING;
+	writer_ask(t->index, LOG_CLOSE);
+	return 0;
+}
+
+int task_resize(const struct msg_resize *m)
+{
+	struct {
+		uint16_t rows, cols, x, y;
+	} size = {.rows = m->rows, .cols = m->cols};
+	struct task *t = container_find(m->task);
+	if (t == NULL)
+		return -ENOENT;
+	if (t->fd[ADD_TTY] == 0)
+		return -ENOTTY;
+	return (int)sys(SYS_ioctl, t->fd[ADD_TTY], 0x5414 /* TIOCSWINSZ */, &size);
+}
+
+int task_reopen(struct request *r)
+{
+	struct task *t = container_find(r->body.task.task);
+	if (t == NULL)
+		return -ENOENT;
+	if (r->nfds != 1)
+		return -EBADMSG;
+	if (t->reopen_id != 0)
+		return -EBUSY;
+	t->reopen_id = r->id;
+	t->reopen_serial = control_serial;
+	t->reopen_since = now();
+	t->reopen_error = 0;
+	tasks_reopening++;
+	atomic_store(&log_at(t->index)->newfd, r->fds[0]);
+	r->fds[0] = 0;
+	writer_ask(t->index, LOG_SWITCH);
+	timer_within(REOPEN_BOUND);
+	return 0;
+}
+
+static void reopen_answer(struct task *t, int error)
+{
+	struct msg_failed f = {.stage = FAIL_REQUEST, .error = error};
+	int err = -EPIPE;
+	if (t->reopen_serial == control_serial)
+		err = control_send(error != 0 ? MSG_FAILED : MSG_OK, t->reopen_id, &f, error != 0 ? sizeof f : 0, NULL, 0);
+	if (err == -EAGAIN)
+		return; /* control_flush comes back to it */
+	t->reopen_id = 0;
+	t->reopen_done = false;
+	tasks_reopening--;
+}
+
+static void reopen_look(struct task *t)
+{
+	struct log *l = log_at(t->index);
+	if ((atomic_fetch_and(&l->told, ~LOG_SWITCH) & LOG_SWITCH) != 0)
+		t->reopen_done = true;
+	if (!t->reopen_done && now() - t->reopen_since >= REOPEN_BOUND) {
+		int fd = atomic_exchange(&l->newfd, 0);
+		if (fd != 0) { /* the writer has not seen it: the old file stays */
+			(void)sys(SYS_close, fd);
+			t->reopen_done = true;
+			t->reopen_error = ETIMEDOUT;
+		}
+	}
+	if (t->reopen_done)
+		reopen_answer(t, t->reopen_error);
+}
+
+bool task_reap(struct task *t, int32_t *status)
+{
+	siginfo_t info = {0};
+	if (sys(SYS_waitid, P_PIDFD, t->pidfd, &info, WEXITED | WNOHANG, 0) != 0 || info.si_pid == 0)
+		return false;
+	if (info.si_code == CLD_EXITED)
+		*status = (info.si_status & 0xff) << 8;
+	else
+		*status = info.si_status | (info.si_code == CLD_DUMPED ? 0x80 : 0);
+	return true;
+}
+
+/* A running process has been reaped. */
+void task_exited(struct task *t, int32_t status)
+{
+	unwatch(t->pidfd);
+	t->record = (struct exit_record){.task = t->id, .time_ns = wall_time(), .status = status};
+	t->since = now();
+	if (is_exec(t)) {
+		t->record.written = EXIT_WRITTEN;
+		t->phase = PHASE_EXITED;
+		t->untold = true;
+		(void)exit_tell(t);
+		return;
+	}
+	t->phase = PHASE_KILLING;
+	t->kill_step = KILL_BEGIN;
+	tasks_dying++;
+	task_advance(t);
+}
+
+/* Closes what an exited container needs no more. */
+static void task_let_go(struct task *t)
+{
+	unwatch_close(&t->pidfd);
+	for (enum add_fd b = ADD_STDIN; b < ADD_FD_COUNT; b++)
+		unwatch_close(&t->fd[b]);
+}
+
+/* The record is complete in memory before anybody is told. */
+static void task_record(struct task *t)
+{
+	struct exit_record *r = &exits[t->exit_slot];
+	t->record.dropped = atomic_load(&log_at(t->index)->dropped);
+	t->record.oom_kills = leaf_oom_kills(t);
+	t->record.written = 0;
+	memcpy(r, &t->record, sizeof *r);
+	__atomic_store_n(&r->written, EXIT_WRITTEN, __ATOMIC_RELEASE);
+	t->record.written = EXIT_WRITTEN;
+	t->phase = PHASE_EXITED;
+	t->untold = true;
+	tasks_dying--;
+	if (!t->answering)
+		task_let_go(t);
+	(void)exit_tell(t);
+}
+
+static void task_drain(struct task *t)
+{
+	terminal_drain(t);
+	t->phase = PHASE_DRAINING;
+	t->since = now();
+	if (writer_stuck || !writer_open_streams(t->index)) {
+		t->record.flags |= writer_stuck ? EXIT_LOG_BEHIND : 0;
+		task_record(t);
+		return;
+	}
+	writer_ask(t->index, LOG_DRAIN);
+	timer_within(DRAIN_BOUND);
+}
+
+/* Takes a dying task as far as it gets now; the leaf's descriptor, the writer or a tick brings it back here. */
+void task_advance(struct task *t)
+{
+	if (t->phase == PHASE_KILLING) {
+		bool late = now() - t->since >= EMPTY_BOUND;
+		bool gone = leaf_gone(t);
+		if (!gone && !late)
+			return;
+		if (!gone)
+			t->record.flags |= EXIT_POPULATED;
+		task_drain(t);
+	} else if (t->phase == PHASE_DRAINING) {
+		bool done = (atomic_fetch_and(&log_at(t->index)->told, ~LOG_DRAIN) & LOG_DRAIN) != 0;
+		if (!done && !writer_stuck && now() - t->since < DRAIN_BOUND)
+			return;
+		if (!done)
+			t->record.flags |= EXIT_LOG_BEHIND;
+		task_record(t);
+	}
+}
+
+/* Tells an exit if somebody listens; an exec is forgotten then. */
+bool exit_tell(struct task *t)
+{
+	struct msg_exited m = {.record = t->record};
+	if (!t->untold || t->answering || !control_greeted)
+		return true;
+	int err = control_send(MSG_EXITED, 0, &m, sizeof m, NULL, 0);
+	if (err == -EAGAIN)
+		return false;
+	if (err != 0)
+		return true; /* the next connection will hear it */
+	t->untold = false;
+	if (is_exec(t))
+		task_free(t);
+	else
+		task_let_go(t);
+	return true;
+}
+
+/* Sends what is owed, until the connection is full. */
+void tasks_answer(void)
+{
+	for (uint32_t i = 0; i < tasks_high; i++) {
+		if (task_at(i)->reopen_id != 0)
+			reopen_look(task_at(i));
+		if (!exit_tell(task_at(i)))
+			return;
+	}
+	for (uint32_t i = MAX_TASKS; i < MAX_TASKS + execs_high; i++)
+		if (!exit_tell(task_at(i)))
+			return;
+}
+
+static void task_closed(struct task *t)
+{
+	struct log *l = log_at(t->index);
+	if (t->phase != PHASE_CLOSING || (atomic_load(&l->told) & LOG_CLOSE) == 0)
+		return;
+	writer_forget(t->index);
+	task_free(t);
+}
+
+void tasks_told(void)
+{
+	for (uint32_t word = 0; word < MAX_TASKS / 32; word++) {
+		for (uint32_t bits = writer_told(word); bits != 0; bits &= bits - 1) {
+			struct task *t = task_at(word * 32 + (uint32_t)__builtin_ctz(bits));
+			if (t->reopen_id != 0)
+				reopen_look(t);
+			task_advance(t);
+			task_closed(t);
+		}
+	}
+}
+
+/* How long until a dying task is looked at again: a leaf is polled often at first. */
+static uint64_t patience(const struct task *t)
+{
+	uint64_t age = now() - t->since;
+	if (t->phase == PHASE_DRAINING)
+		return age < DRAIN_BOUND ? DRAIN_BOUND - age : MS;
+	return age < 50 * MS ? 2 * MS : 20 * MS;
+}
+
+void tasks_tick(void)
+{
+	for (uint32_t i = 0; i < tasks_high && tasks_dying + tasks_reopening != 0; i++) {
+		struct task *t = task_at(i);
+		if (t->reopen_id != 0)
+			reopen_look(t);
+		if (t->reopen_id != 0)
+			timer_within(50 * MS);
+		task_advance(t);
+		if (t->phase == PHASE_KILLING || t->phase == PHASE_DRAINING)
+			timer_within(patience(t));
+	}
+}
+
+/* 0: not a container of the listing. */
+enum task_state task_public(const struct task *t)
+{
+	switch ((enum task_phase)t->phase) {
+	case PHASE_ADDED:
+		return TASK_ADDED;
+	case PHASE_STARTING:
+		return TASK_STARTING;
+	case PHASE_RUNNING:
+	case PHASE_KILLING:
+	case PHASE_DRAINING:
+		return TASK_RUNNING;
+	case PHASE_EXITED:
+		return TASK_EXITED;
+	default:
+		return 0;
+	}
+}
+
+uint32_t task_open_fds(const struct task *t)
+{
+	const struct log *l = log_at(t->index);
+	uint32_t bits = 0;
+	for (enum add_fd b = ADD_TTY; b < ADD_FD_COUNT; b++)
+		if (t->fd[b] != 0)
+			bits |= 1u << b;
+	if (l->fd != 0)
+		bits |= 1u << ADD_LOG;
+	for (uint32_t s = 0; s < 2 && t->fd[ADD_TTY] == 0; s++)
+		if (atomic_load(&l->stream[s].fd) != 0)
+			bits |= 1u << (ADD_STDOUT + s);
+	return bits;
+}

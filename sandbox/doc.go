@@ -1,0 +1,37 @@
+// Package sandbox owns the pods and containers of the node: their life cycle, their records and what they owe.
+//
+// Service is all pods. A pod's changes are serialised by that pod alone; nothing that is shared between pods is locked
+// across I/O, a process, a mount or a plugin. It decides; ociruntime runs processes, cni attaches networks, the image
+// service gives roots.
+//
+// # Operations
+//
+// Every change is an operation of a stage.Group, keyed by the identity of its object: pod (name, namespace, uid,
+// attempt), container (sandbox, name, attempt). A caller's deadline ends its wait only. Making is a list of steps
+// with their undoing; the same list serves rollback, removal and recovery after a crash.
+//
+// # Reading
+//
+// PodStatus and ContainerStatus are immutable values behind atomic pointers, the table of all objects is a sorted slice
+// that is replaced whole. List and Status take no lock and touch no file.
+//
+// # Recovery
+//
+// A record stands on disk before the first external effect of its object and goes after the last one was undone, so a
+// criserver that is killed between any two steps leaves nothing that the next one does not find. What was half made or
+// half removed is undone, what lives is adopted; the truth about processes is asked of the runtime. A record that
+// cannot be read costs its object, never the start.
+//
+// # Files on disk
+//
+//	<state>/pods/<pod id>/record              the pod, as podRecord
+//	<state>/pods/<pod id>/c-<container id>    a container, as containerRecord
+//	<state>/pods/<pod id>/{hostname,hosts,resolv.conf}  what containers see under /etc; the rest there is ociruntime's
+//	<state>/corrupt/                          records that could not be read
+//	<root>/ledger/<pod id>                    a network attachment that is owed its DEL, as cni.Debt; survives a reboot
+//	<root>/volumes/<container id>/<n>         volumes of the image
+//	/run/netns/cri-<pod id>                   a pod's network namespace, for CNI plugins
+//
+// Concurrency: Service is safe. Service.mu, pod.mu, keeper.mu and ledger.mu are taken one at a time; only pod.mu is
+// held across I/O, the writing of that pod's record to tmpfs. One goroutine a pod follows the ends of its processes.
+package sandbox

@@ -1,0 +1,75 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestExecSync(t *testing.T) {
+	m := newMachine(t)
+	defer m.s.Close(context.Background())
+	pod, id := m.made()
+	for _, test := range []struct {
+		name           string
+		cmd            []string
+		timeout        time.Duration
+		stdout, stderr string
+		code           int32
+		fails          error
+		atMost         time.Duration
+	}{
+		{name: "both streams", cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, stdout: "out\n", stderr: "err\n", code: 3},
+		{name: "true", cmd: []string{"true"}, timeout: time.Minute},
+		{name: "output in one piece", cmd: []string{"sh", "-c", "printf '%0100000d' 7"}, stdout: strings.Repeat("0", 99999) + "7"},
+		{name: "timeout", cmd: []string{"sh", "-c", "echo begun; sleep 1000 & wait"}, timeout: 100 * time.Millisecond, fails: ErrExecTimeout,
+			stdout: "begun\n", atMost: 5 * time.Second},
+		{name: "background child keeps the pipe", cmd: []string{"sh", "-c", "sleep 1000 & echo done"}, stdout: "done\n", atMost: drainBound + 5*time.Second},
+		{name: "background child and a timeout", cmd: []string{"sh", "-c", "sleep 1000 & echo done"}, timeout: 500 * time.Millisecond, stdout: "done\n", atMost: drainBound},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			began := time.Now()
+			stdout, stderr, code, err := m.s.ExecSync(t.Context(), id, test.cmd, test.timeout)
+			if !errors.Is(err, test.fails) {
+				t.Errorf("got error %v, want %v", err, test.fails)
+			}
+			want(t, "stdout", string(stdout), test.stdout)
+			want(t, "stderr", string(stderr), test.stderr)
+			want(t, "code", code, test.code)
+			if took := time.Since(began); test.atMost > 0 && took > test.atMost {
+				t.Errorf("took %s, want at most %s", took, test.atMost)
+			}
+		})
+	}
+	must(t, m.s.RemovePod(t.Context(), pod))
+}
+
+func TestExecOutputIsBounded(t *testing.T) {
+	m := newMachine(t)
+	defer m.s.Close(context.Background())
+	pod, id := m.made()
+	stdout, stderr, code, err := m.s.ExecSync(t.Context(), id, []string{"sh", "-c", "head -c 20000000 /dev/zero; head -c 100 /dev/zero >&2; exit 4"}, 0)
+	must(t, err)
+	want(t, "stdout", len(stdout), 16<<20)
+	want(t, "stderr", len(stderr), 100)
+	want(t, "code", code, int32(4))
+	must(t, m.s.RemovePod(t.Context(), pod))
+}
+
+func TestEndOfTheCallerKillsTheCommand(t *testing.T) {
+	m := newMachine(t)
+	defer m.s.Close(context.Background())
+	pod, id := m.made()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	_, _, _, err := m.s.ExecSync(ctx, id, []string{"sleep", "1000"}, time.Hour)
+	want(t, "error", errors.Is(err, context.Canceled), true)
+	_, _, _, err = m.s.ExecSync(t.Context(), id, []string{"/does/not/exist"}, 0)
+	want(t, "missing command is an error", err != nil, true)
+	must(t, m.s.StopPod(t.Context(), pod))
+	_, _, _, err = m.s.ExecSync(t.Context(), id, []string{"true"}, 0)
+	want(t, "exec in an exited one", errors.Is(err, ErrState), true)
+	must(t, m.s.RemovePod(t.Context(), pod))
+}

@@ -1,0 +1,302 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/ociruntime"
+)
+
+func TestRestart(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, running := m.made()
+		config := containerConfig()
+		config.Metadata.Name = "created"
+		created, err := m.s.CreateContainer(t.Context(), pod, config, podConfig())
+		must(t, err)
+		config.Metadata.Name = "exits meanwhile"
+		ended, err := m.s.CreateContainer(t.Context(), pod, config, podConfig())
+		must(t, err)
+		must(t, m.s.StartContainer(t.Context(), ended))
+		before, started := *m.status(running), m.status(running).StartedAt
+		process := m.process(ended)
+		m.crash()
+		process.exits(ociruntime.Exit{Code: 7})
+		time.Sleep(time.Minute)
+		m.start(nil)
+		want(t, "listed at once", len(m.s.ListPods())+len(m.s.ListContainers()), 4)
+		<-m.s.Recovered()
+		synctest.Wait()
+
+		st, err := m.s.PodStatus(pod)
+		must(t, err)
+		want(t, "pod", st.State, PodReady)
+		want(t, "address", st.IPs[0].String(), "10.0.0.7")
+		want(t, "pod config", proto.Equal(st.Config(), podConfig()), true)
+		after := m.status(running)
+		want(t, "running", after.State, ContainerRunning)
+		want(t, "pid", after.Pid, 43)
+		want(t, "started", after.StartedAt.Equal(started), true)
+		want(t, "config", proto.Equal(after.Config(), before.Config()), true)
+		want(t, "created", m.status(created).State, ContainerCreated)
+		want(t, "exited", m.status(ended).State, ContainerExited)
+		want(t, "code", m.status(ended).ExitCode, int32(7))
+		want(t, "finished before the restart", time.Since(m.status(ended).FinishedAt) >= time.Minute, true)
+
+		again, err := m.s.RunPod(t.Context(), podConfig(), "")
+		must(t, err)
+		want(t, "a retry joins what was before", again, pod)
+		config.Metadata.Name = "created"
+		retried, err := m.s.CreateContainer(t.Context(), pod, config, podConfig())
+		must(t, err)
+		want(t, "a retry of a create joins", retried, created)
+		must(t, m.s.StartContainer(t.Context(), created))
+		m.process(created).exits(ociruntime.Exit{Code: 0})
+		synctest.Wait()
+		want(t, "exit after the restart", m.status(created).Reason, ReasonCompleted)
+		must(t, m.s.RemovePod(t.Context(), pod))
+		m.clean()
+	})
+}
+
+func TestRestartFinds(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		meanwhile func(m *machine, pod ID)
+		code      int32
+		reason    string
+	}{
+		{"a reboot", func(m *machine, pod ID) {
+			m.boot = "boot-2"
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			clear(m.pods)
+			clear(m.pins)
+			clear(m.leaves)
+		}, 255, ReasonUnknown},
+		{"a dead pause", func(m *machine, pod ID) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.pods[string(pod)].die()
+		}, 137, ReasonError},
+		{"a pause that does not answer", func(m *machine, pod ID) {
+			m.failing("AdoptPod", errors.New("timeout"))
+		}, 137, ReasonError},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in(t, func(t *testing.T, m *machine) {
+				pod, id := m.made()
+				m.crash()
+				test.meanwhile(m, pod)
+				m.start(nil)
+				<-m.s.Recovered()
+				synctest.Wait()
+				st, err := m.s.PodStatus(pod)
+				must(t, err)
+				want(t, "pod", st.State, PodNotReady)
+				want(t, "container", m.status(id).State, ContainerExited)
+				want(t, "code", m.status(id).ExitCode, test.code)
+				want(t, "reason", m.status(id).Reason, test.reason)
+				want(t, "address is given back", len(m.attached), 0)
+				must(t, m.s.RemovePod(t.Context(), pod))
+				m.clean()
+			})
+		})
+	}
+}
+
+func TestRestartOfStoppedPod(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, id := m.made()
+		must(t, m.s.StopPod(t.Context(), pod))
+		m.restart()
+		synctest.Wait()
+		st, err := m.s.PodStatus(pod)
+		must(t, err)
+		want(t, "pod", st.State, PodNotReady)
+		want(t, "container", m.status(id).State, ContainerExited)
+		must(t, m.s.RemovePod(t.Context(), pod))
+		m.clean()
+	})
+}
+
+// A client asks again as soon as there is a socket, when pods and containers are not adopted yet.
+func TestRetryDuringAdoption(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, err := m.s.RunPod(t.Context(), podConfig(), "")
+		must(t, err)
+		created, err := m.s.CreateContainer(t.Context(), pod, containerConfig(), podConfig())
+		must(t, err)
+		m.crash()
+		m.failing("AdoptPod", errors.New("busy"))
+		m.start(nil)
+		time.AfterFunc(time.Millisecond, func() { m.failing("AdoptPod", nil) })
+		done := make(chan error)
+		go func() {
+			retried, err := m.s.CreateContainer(t.Context(), pod, containerConfig(), podConfig())
+			want(t, "container", retried, created)
+			done <- err
+		}()
+		again, err := m.s.RunPod(t.Context(), podConfig(), "")
+		must(t, err)
+		want(t, "pod", again, pod)
+		must(t, <-done)
+		want(t, "pods", len(m.s.ListPods()), 1)
+		want(t, "containers", len(m.s.ListContainers()), 1)
+		must(t, m.s.RemovePod(t.Context(), pod))
+	})
+}
+
+// Who asked for another pod under the same identity will not ask for the removal of the older one again.
+func TestRestartGoesOnRemoving(t *testing.T) {
+	for _, where := range []string{"before undo namespaces", "before undo plan network", "before undo create", "before undo directory"} {
+		in(t, func(t *testing.T, m *machine) {
+			pod, _ := m.made()
+			ctx, cancel := context.WithCancel(t.Context())
+			killer := &killer{at: -1, kill: func() { cancel(); m.s.closing.Do(func() { close(m.s.closed) }) }}
+			m.s.boundary = func(name string) {
+				if strings.HasPrefix(name, where) {
+					killer.mu.Lock()
+					killer.at = 0
+					killer.mu.Unlock()
+				}
+				killer.boundary(name)
+			}
+			m.at = m.s.boundary
+			other := podConfig()
+			other.Hostname = "other"
+			go func() { _, _ = m.s.RunPod(ctx, other, "") }()
+			synctest.Wait()
+			time.Sleep(time.Hour)
+			m.crash()
+			m.s.Close(ctx) // ends those that wait for what was killed
+			want(t, "killed", killer.where != "", true)
+			m.at = nil
+			m.start(nil)
+			<-m.s.Recovered()
+			time.Sleep(time.Hour)
+			want(t, "pods besides "+string(pod), len(m.s.ListPods()), 0)
+			m.clean()
+		})
+	}
+}
+
+func TestLostStateDirectory(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		m.made()
+		m.crash()
+		must(t, os.RemoveAll(filepath.Join(m.dir, "state")))
+		m.boot = "boot-2"
+		m.mu.Lock()
+		clear(m.pods)
+		clear(m.pins)
+		clear(m.leaves)
+		m.mu.Unlock()
+		m.start(nil)
+		<-m.s.Recovered()
+		synctest.Wait()
+		m.clean()
+	})
+}
+
+func TestOwedDel(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, _ := m.made()
+		m.failing("Del", errors.New("plugin is missing"))
+		must(t, m.s.RemovePod(t.Context(), pod))
+		want(t, "pods", len(m.s.ListPods()), 0)
+		want(t, "address is kept", len(m.attached), 1)
+		time.Sleep(time.Hour)
+		m.restart()
+		want(t, "address is kept over a restart and the collection of garbage", len(m.attached), 1)
+		m.failing("Del", nil)
+		time.Sleep(lastPause)
+		synctest.Wait()
+		m.clean()
+	})
+}
+
+func TestOwedDelIsNotRepeatedInAStorm(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, _ := m.made()
+		m.failing("Del", errors.New("plugin is missing"))
+		must(t, m.s.RemovePod(t.Context(), pod))
+		time.Sleep(time.Hour)
+		dels := 0
+		m.mu.Lock()
+		for _, call := range m.calls {
+			if call == "Del" {
+				dels++
+			}
+		}
+		m.mu.Unlock()
+		if dels < 10 || dels > 25 {
+			t.Errorf("DEL was tried %d times in an hour", dels)
+		}
+		m.failing("Del", nil)
+		time.Sleep(lastPause)
+		synctest.Wait()
+		m.clean()
+	})
+}
+
+func TestHostNetworkOwesNothing(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		config := podConfig()
+		config.Linux.SecurityContext.NamespaceOptions.Network = runtimev1.NamespaceMode_NODE
+		pod, err := m.s.RunPod(t.Context(), config, "")
+		must(t, err)
+		want(t, "addresses, pins", len(m.attached)+len(m.pins), 0)
+		st, err := m.s.PodStatus(pod)
+		must(t, err)
+		want(t, "shown addresses", len(st.IPs), 0)
+		must(t, m.s.RemovePod(t.Context(), pod))
+		m.clean()
+	})
+}
+
+func TestLayersAreKeptByOneContainer(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, id := m.made()
+		other, otherID := m.another()
+		keeps := func(pod ID) int { return len(m.pods[string(pod)].KeptNames()) }
+		want(t, "kept by the first", keeps(pod), 1)
+		want(t, "kept by the second", keeps(other), 0)
+		m.restart()
+		want(t, "adopted", len(m.adopted) == 1 && m.adopted[0] == testLayer, true)
+		must(t, m.s.RemoveContainer(t.Context(), id))
+		want(t, "kept when the container is gone", keeps(pod), 0)
+		must(t, m.s.RemoveContainer(t.Context(), otherID))
+		_, err := m.s.CreateContainer(t.Context(), other, containerConfig(), podConfig())
+		must(t, err)
+		want(t, "kept by the next", keeps(other), 1)
+		must(t, m.s.StopPod(t.Context(), other))
+		_, err = m.s.CreateContainer(t.Context(), pod, containerConfig(), podConfig())
+		must(t, err)
+		want(t, "kept when the other pod was stopped", keeps(pod), 1)
+		must(t, m.s.RemovePod(t.Context(), pod))
+		must(t, m.s.RemovePod(t.Context(), other))
+		m.clean()
+	})
+}
+
+func TestLayersAreOnlyForSpeed(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		m.failing("Keep", errors.New("no room"))
+		m.failing("Drop", errors.New("no room"))
+		m.failing("Adopt", errors.New("not that one"))
+		pod, _ := m.made()
+		m.restart()
+		must(t, m.s.RemovePod(t.Context(), pod))
+		m.clean()
+	})
+}

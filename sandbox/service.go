@@ -1,0 +1,230 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/stage"
+	"github.com/criserver/criserver/store/layer"
+)
+
+var (
+	// ErrNotFound says that no pod or container has the id, or that an image is not present.
+	ErrNotFound = errors.New("not found")
+	// ErrInvalid says that a request cannot be served whatever the state of the node; the text names the field.
+	ErrInvalid = errors.New("invalid request")
+	// ErrState says that the object is in a state that does not allow the request.
+	ErrState = errors.New("wrong state")
+	// ErrExecTimeout says that an ExecSync was killed because its timeout had passed.
+	ErrExecTimeout = errors.New("command timed out")
+)
+
+// Images gives containers their images and roots; *imageservice.Service is one.
+type Images interface {
+	// Config finds a present image by id, tag or digest. It never pulls.
+	Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool)
+	// Rootfs makes a container's writable root and returns it as a detached mount; the caller closes it. On error nothing is left.
+	Rootfs(ctx context.Context, imageID, containerID string, opts layer.RootOptions) (*os.File, error)
+	// ReleaseRootfs removes what Rootfs made. Unknown ids are no error.
+	ReleaseRootfs(ctx context.Context, containerID string) error
+}
+
+// Network attaches pods; *cni.Network is one.
+type Network interface {
+	Plan(cni.Attachment) (cni.Debt, error)
+	Add(context.Context, cni.Debt) (*cni.Result, error)
+	Del(context.Context, cni.Debt) error
+	GC(context.Context, []cni.Attached) error
+}
+
+// Config is what New needs.
+type Config struct {
+	StateDir string   // on tmpfs; pods live here
+	RootDir  string   // durable: the ledger, volumes of containers
+	NetNSDir string   // where network namespaces are pinned; empty: /run/netns
+	Handlers []string // runtime handlers beside "", which always exists
+	BootID   string   // empty: that of the kernel
+	LineMax  int      // bytes of content in a log record; 0: 16 KiB
+
+	Runtime Runtime
+	Images  Images
+	Network Network
+	Roots   func() []string // the containers that have a root, known or not; nil: nobody can tell
+
+	Layers   LayerMounts     // nil: mounts of layers are made again after a restart
+	Recorder *stage.Recorder // nil: none
+	Log      *slog.Logger    // nil: none
+}
+
+// Service is all pods and containers.
+type Service struct {
+	config  Config
+	log     *slog.Logger
+	ledger  *ledger
+	keeper  keeper
+	sources sources
+	netns   namespaces
+	host    specgen.Host
+
+	mu    sync.Mutex // taken to replace the table
+	table atomic.Pointer[table]
+
+	runs       *stage.Group[ID]
+	creates    *stage.Group[ContainerID]
+	changes    *stage.Group[struct{}] // stop, start and remove: joined while they run
+	swept      chan struct{}          // closed when the network has been rid of what an earlier criserver left
+	recovered  chan struct{}          // closed when all pods are adopted and leftovers removed
+	closed     chan struct{}
+	closing    sync.Once
+	background sync.WaitGroup
+
+	plan     func(context.Context, *building) error // makes the spec; replaced by tests without a root file system
+	boundary func(string)                           // set by tests: called between all steps
+}
+
+// namespaces finds and pins network namespaces; tests without root have their own.
+type namespaces struct {
+	pin   func(ns *os.File, path string) error
+	unpin func(path string) error
+}
+
+// New reads the records of an earlier criserver, whose pods are listed when it returns, and begins to adopt them.
+// What of them was half made or owed is undone in the background; see Recovered.
+func New(config Config) (*Service, error) {
+	s, err := newService(config)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.connect()
+}
+
+// connect makes a new Service one of this node, and recovers what there is on it.
+func (s *Service) connect() (err error) {
+	s.netns, s.plan = namespaces{pin: cni.PinNetNS, unpin: cni.UnpinNetNS}, s.makeSpec
+	if s.host, err = host(); err != nil {
+		return fmt.Errorf("ask the node what it has: %w", err)
+	}
+	return s.recover()
+}
+
+func newService(config Config) (*Service, error) {
+	if config.Log == nil {
+		config.Log = slog.New(slog.DiscardHandler)
+	}
+	if config.NetNSDir == "" {
+		config.NetNSDir = "/run/netns"
+	}
+	if config.BootID == "" {
+		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, fmt.Errorf("read the boot id: %w", err)
+		}
+		config.BootID = strings.TrimSpace(string(id))
+	}
+	s := &Service{config: config, log: config.Log,
+		runs:    stage.NewGroup[ID]("run pod", config.Recorder, config.Log),
+		creates: stage.NewGroup[ContainerID]("create container", config.Recorder, config.Log),
+		changes: stage.NewGroup[struct{}]("change", config.Recorder, config.Log),
+		swept:   make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
+	s.ledger = newLedger(filepath.Join(config.RootDir, "ledger"), config.Network, config.Log)
+	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}}
+	s.table.Store(&table{})
+	for _, dir := range []string{s.podsDir(), s.ledger.dir, s.volumesDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("prepare directories: %w", err)
+		}
+	}
+	return s, nil
+}
+
+func (s *Service) podsDir() string    { return filepath.Join(s.config.StateDir, "pods") }
+func (s *Service) volumesDir() string { return filepath.Join(s.config.RootDir, "volumes") }
+
+// Recovered is closed when every pod of an earlier criserver is adopted or given up and what it left is removed.
+func (s *Service) Recovered() <-chan struct{} { return s.recovered }
+
+// Close ends what the Service does by itself, after operations that run have ended or ctx has. Pods and containers live on.
+func (s *Service) Close(ctx context.Context) {
+	s.runs.Close(ctx)
+	s.creates.Close(ctx)
+	s.changes.Close(ctx)
+	s.closing.Do(func() { close(s.closed) })
+	s.background.Wait()
+}
+
+// spawn runs fn beside everything else, with a context that ends with the Service.
+func (s *Service) spawn(fn func(context.Context)) {
+	s.background.Go(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			select {
+			case <-s.closed:
+				cancel()
+			case <-ended:
+			}
+		}()
+		fn(ctx)
+	})
+}
+
+// at tells a test that a boundary between two effects is reached.
+func (s *Service) at(boundary string) {
+	if s.boundary != nil {
+		s.boundary(boundary)
+	}
+}
+
+// watched adds to every step what tests and a failing undo need: its boundaries, and a mark on objects that could
+// not be undone whole, whose record must stay so that it is tried again.
+func watched[S interface {
+	service() *Service
+	soil()
+}](steps stage.Steps[S]) stage.Steps[S] {
+	for i := range steps {
+		name, do, undo := steps[i].Name, steps[i].Do, steps[i].Undo
+		steps[i].Do = func(o S, ctx context.Context) error {
+			o.service().at("before " + name)
+			err := do(o, ctx)
+			o.service().at("after " + name)
+			return err
+		}
+		if undo == nil {
+			continue
+		}
+		steps[i].Undo = func(o S, ctx context.Context) error {
+			o.service().at("before undo " + name)
+			err := undo(o, ctx)
+			if err != nil {
+				o.soil()
+			}
+			o.service().at("after undo " + name)
+			return err
+		}
+	}
+	return steps
+}
+
+// join makes a change that is joined by the same one while it runs and has no result.
+func (s *Service) join(ctx context.Context, key string, change func(context.Context) error) error {
+	_, err := s.changes.Join(ctx, key, "", stage.Work[struct{}]{
+		Start: func(ctx context.Context) (struct{}, error) { return struct{}{}, change(ctx) },
+		Undo:  func(context.Context, struct{}) error { return nil },
+		Valid: func(struct{}) bool { return false },
+	})
+	return err
+}

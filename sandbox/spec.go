@@ -1,0 +1,92 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/kernel"
+	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/ociruntime/user"
+)
+
+// host asks this node what specs may count on. Security modules come with the issue that proves them: until then a
+// profile that is asked for by name is refused and the default is none.
+func host() (specgen.Host, error) {
+	cgroups, err := cgroup.Detect()
+	if err != nil {
+		return specgen.Host{}, err
+	}
+	defer func() { _ = cgroups.Close() }() // only asked
+	last, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	if err != nil {
+		return specgen.Host{}, err
+	}
+	h := specgen.Host{CgroupV2: cgroups.Mode() == cgroup.V2, RecursiveReadOnly: kernel.MountSetattr.Has(), Rlimits: specgen.DefaultRlimits()}
+	if h.LastCap, err = strconv.Atoi(strings.TrimSpace(string(last))); err != nil {
+		return specgen.Host{}, fmt.Errorf("/proc/sys/kernel/cap_last_cap: %w", err)
+	}
+	return h, clamp(h.Rlimits)
+}
+
+// clamp lowers limits to what a criserver without CAP_SYS_RESOURCE can give, itself being limited.
+func clamp(limits []specs.POSIXRlimit) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return nil
+	}
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		return fmt.Errorf("getrlimit: %w", err)
+	}
+	for i := range limits {
+		if l := &limits[i]; l.Type == "RLIMIT_NOFILE" {
+			l.Hard = min(l.Hard, own.Max)
+			l.Soft = min(l.Soft, l.Hard)
+		}
+	}
+	return nil
+}
+
+// makeSpec is the plan of a container: what is asked for, the image and the node in OCI's terms.
+func (s *Service) makeSpec(ctx context.Context, b *building) error {
+	if err := s.sources.make(ctx, b.config.Mounts, makeSource); err != nil {
+		return err
+	}
+	p := b.p
+	in := specgen.Input{Pod: b.pod, Container: b.config, Image: b.image.Config, ImageName: b.config.Image.Image,
+		PodID: string(p.id), Hostname: p.hostname(b.pod), CgroupsPath: filepath.Join("/", b.pod.GetLinux().GetCgroupParent(), string(b.id)),
+		Files: specgen.PodFiles{Hostname: filepath.Join(p.dir(), HostnameFile), Hosts: filepath.Join(p.dir(), HostsFile),
+			ResolvConf: filepath.Join(p.dir(), ResolvFile), Shm: filepath.Join(p.dir(), ociruntime.ShmName)},
+		Volumes: b.volumes, Host: s.host,
+		User: func(r user.Request) (user.User, error) { return user.Resolve(b.root, r) }}
+	if namespaceOptions(b.pod).GetIpc() == runtimev1.NamespaceMode_NODE {
+		in.Files.Shm = "/dev/shm"
+	}
+	var err error
+	b.spec, err = specgen.Container(in)
+	var field *specgen.InvalidError
+	if errors.As(err, &field) {
+		return fmt.Errorf("%w: container config: %w", ErrInvalid, err)
+	}
+	if err != nil {
+		return err
+	}
+	u := b.spec.Process.User
+	b.status.Load().User = User{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids} // nobody else has seen it yet
+	return nil
+}

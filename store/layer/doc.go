@@ -1,0 +1,37 @@
+// Package layer keeps the unpacked layers of images and builds the root file systems of containers from them.
+//
+// It owns the formats of layers on disk, their mounts, what is durable, and the writable directories of containers.
+// Which layers exist in the end, which images want them and when one is removed is the caller's.
+//
+// # Formats
+//
+// "erofs": two files, metadata and contents (package erofs), mounted once from the files, with `directio` where the
+// kernel has it (else page cache would hold contents twice; a new layer gets it after two minutes, see warm.go).
+// Linux 6.12. "overlay": a directory (package dirtree).
+// New layers get the format that was asked for or the first that works; layers of the other format are used as well.
+//
+// # Durability
+//
+// A layer can be used as soon as Commit returns. Until Sync (or Run) has synced its data it is recorded as pending
+// with the boot's ID; Open drops the pending layers of other boots, and those only. So nothing durable vouches for
+// something that is not. A layer whose data cannot be synced is removed.
+//
+// # Roots
+//
+// Root gives an overlay as a detached mount: on Linux 6.15 and newer straight from the detached mounts of the layers;
+// before, layers are attached once in a mount namespace of the store's own, which lives on one locked thread, and
+// overlays are made there. The host's mount table never changes. The writable directory is volatile: it does not
+// survive a reboot, and nothing waits for a disk. Of one layer that an image has twice the upper one counts.
+// The mount of a layer stays open until the layer is removed, so its page cache stays warm from container to
+// container; Kept and Adopt carry it over a restart of criserver.
+//
+// # Files below Config.Root
+//
+//	layers/<algorithm>-<hex>/      a layer: `layer` (record), `meta` and `data`, or `fs`
+//	containers/<id>/               `root` (record: boot, layers), `upper`, `work`
+//	empty/                         the lower of images without layers
+//	tmp/, trash/                   unfinished and doomed things; emptied by Open
+//
+// Concurrency: all methods of Store are safe. Lock order: entry.mounting (held for one mount of that layer), then
+// Store.mu (held for renames inside the root, never while unpacking, mounting, syncing or deleting).
+package layer

@@ -1,0 +1,241 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/store/layer/tarstream"
+)
+
+func file(name string) member {
+	return member{header: tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: 1}, content: "x"}
+}
+
+func symlink(name, target string) member {
+	return member{header: tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target}}
+}
+
+func hardlink(name, target string) member {
+	return member{header: tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: target}}
+}
+
+// rawHeader is a ustar header with fields that package tar refuses to write.
+func rawHeader(name string, kind byte, size string) []byte {
+	b := make([]byte, 512)
+	copy(b, name)
+	copy(b[100:], "0000644\x000000000\x000000000\x00")
+	copy(b[124:], size)
+	copy(b[136:], "00000000000\x00        ")
+	b[156] = kind
+	copy(b[257:], "ustar\x0000")
+	sum := 0
+	for _, c := range b {
+		sum += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return b
+}
+
+func TestHostileLayersAreRefused(t *testing.T) {
+	limits := tarstream.DefaultLimits()
+	limits.Entries, limits.Bytes, limits.Depth, limits.XattrBytes = 100, 1<<20, 20, 4000
+	big := member{header: tar.Header{Name: "big", Typeflag: tar.TypeReg, Size: 600 << 10}, content: strings.Repeat("b", 600<<10)}
+	bigger := big
+	bigger.header.Name = "bigger"
+	many := func(n int) (list []member) {
+		for i := range n {
+			list = append(list, file(fmt.Sprint("f", i)))
+		}
+		return list
+	}
+	xattrs := func(m member, name, value string) member {
+		m.header.PAXRecords = map[string]string{"SCHILY.xattr." + name: value}
+		return m
+	}
+	device := func(major, minor int64) member {
+		return member{header: tar.Header{Name: "dev", Typeflag: tar.TypeChar, Devmajor: major, Devminor: minor}}
+	}
+	rows := []struct {
+		name    string
+		members []member
+		raw     []byte
+		want    string // after the entry's name
+	}{
+		{name: "hard link out by dots", members: []member{hardlink("h", "../../etc/passwd")}, want: `"h": hard link to "../../etc/passwd" outside of the layer`},
+		{name: "hard link to a host file", members: []member{hardlink("h", "/etc/passwd")}, want: `"h": hard link to "etc/passwd", which is no file of this layer`},
+		{name: "hard link through a link", members: []member{symlink("l", "/etc"), hardlink("h", "l/passwd")}, want: `"h": hard link to "l/passwd", which is no file`},
+		{name: "hard link to a directory", members: []member{file("d/f"), hardlink("h", "d")}, want: `"h": hard link to "d", which is no file`},
+		{name: "hard link to what it replaces", members: []member{file("d/f"), hardlink("d", "d/f")}, want: `"d": hard link to "d/f", which is no file`},
+		{name: "root that is a file", members: []member{file("..")}, want: `"..": path leads out of the layer`},
+		{name: "path out by dots", members: []member{file("../../etc/cron.d/x")}, want: `"../../etc/cron.d/x": path leads out of the layer`},
+		{name: "whiteout out by dots", members: []member{file("d/../../.wh.x")}, want: `"d/../../.wh.x": path leads out of the layer`},
+		{name: "root that is a link", members: []member{symlink("./", "/etc")}, want: `"./": only a directory can be the root`},
+		{name: "below a file", members: []member{file("f"), file("f/g")}, want: `"f/g": "f" on the way is not a directory`},
+		{name: "below a link that replaced itself", members: []member{symlink("x", "."), file("x/x"), file("x/z")}, want: `"x/z": "x" on the way is not a directory`},
+		{name: "links in a circle", members: []member{symlink("a", "b"), symlink("b", "a"), file("a/f")}, want: `"a/f": more than 40 symbolic links`},
+		{name: "links that double the way", members: []member{symlink("l0", strings.Repeat("./", 2000)), symlink("l1", "l0/l0"), symlink("l2", "l1/l1"), file("l2/f")},
+			want: `"l2/f": more than 4096 directories and links on the way`},
+		{name: "whiteout of dots", members: []member{file("d/.wh...")}, want: `"d/.wh...": whiteout of the name ".."`},
+		{name: "whiteout of nothing", members: []member{file(".wh.")}, want: `".wh.": whiteout of the name ""`},
+		{name: "long name", members: []member{file(strings.Repeat("n", 256))}, want: `name of 256 bytes is longer than the limit of 255`},
+		{name: "long path", members: []member{file(strings.Repeat("p/", 2048) + "f")}, want: `path of 4097 bytes is longer than the limit of 4095`},
+		{name: "long link", members: []member{symlink("l", strings.Repeat("p/", 2048))}, want: `"l": link target of 4096 bytes is longer`},
+		{name: "deep path", members: []member{file(strings.Repeat("d/", 21) + "f")}, want: `path is 21 directories deep, the limit is 20`},
+		{name: "deep through links", members: []member{file(strings.Repeat("d/", 15) + "f"), symlink("l", strings.Repeat("d/", 15)), file("l/" + strings.Repeat("e/", 10) + "f")},
+			want: `lies more than the limit of 20 directories deep`},
+		{name: "long name in a link", members: []member{symlink("l", strings.Repeat("n", 300)), file("l/f")}, want: `"l/f": a link on the way has a name of 300 bytes`},
+		{name: "many entries", members: many(101), want: `more than the limit of 100 entries`},
+		{name: "many implied directories", members: []member{file("a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"), file("2/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"),
+			file("3/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"), file("4/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"), file("5/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"),
+			file("6/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f")}, want: `more than the limit of 100 entries, implied directories counted`},
+		{name: "contents over the limit", members: []member{big, bigger}, want: `limit of 1048576 bytes`},
+		{name: "size of exabytes", raw: rawHeader("huge", '0', "\x80\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00"), want: `"huge": contents are together more than the limit of 1048576 bytes`},
+		{name: "negative size", raw: rawHeader("neg", '0', "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), want: `before its first entry`},
+		{name: "unknown type", raw: rawHeader("what", 'Q', "00000000000"), want: `"what": type 'Q' is not known`},
+		{name: "garbage", raw: bytes.Repeat([]byte("garbage!"), 128), want: `before its first entry`},
+		{name: "xattrs over the limit", members: []member{xattrs(file("x"), "user.a", strings.Repeat("v", 4000))}, want: `"x": 1 xattrs of together 4006 bytes: the limits are 1024 and 4000`},
+		{name: "access list that is none", members: []member{xattrs(file("x"), "system.posix_acl_access", "nonsense")}, want: `"x": xattr system.posix_acl_access is not a POSIX access list`},
+		{name: "device number", members: []member{device(5000, 1)}, want: `"dev": device number 5000:1 is out of range`},
+		{name: "link to nothing", members: []member{symlink("l", "")}, want: `"l": symbolic link to nothing`},
+	}
+	for _, format := range []Format{EROFS, Overlay} {
+		s := open(t, Config{Root: t.TempDir(), Format: format, Limits: limits})
+		for _, row := range rows {
+			t.Run(string(format)+" "+row.name, func(t *testing.T) {
+				stream := row.raw
+				if stream == nil {
+					stream = pack(t, row.members)
+				}
+				w, err := s.Begin(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = w.ReadFrom(bytes.NewReader(append(stream, make([]byte, 1024)...)))
+				if !errors.Is(err, tarstream.ErrInvalid) || !strings.Contains(err.Error(), row.want) {
+					t.Errorf("got  %v\nwant %s", err, row.want)
+				}
+				if _, err := w.Commit(digest.FromBytes(stream)); err == nil {
+					t.Error("a bad layer was committed")
+				}
+				empty(t, s, "tmp", "layers")
+			})
+		}
+	}
+}
+
+// empty expects that nothing is in directories of s.
+func empty(t *testing.T, s *Store, dirs ...string) {
+	t.Helper()
+	for _, dir := range dirs {
+		if left, err := os.ReadDir(s.path(dir)); err != nil || len(left) > 0 {
+			t.Errorf("%s has %v (%v)", dir, left, err)
+		}
+	}
+}
+
+// TestLinksLeadNowhereElse writes through every link that could lead out of a layer while it is unpacked.
+func TestLinksLeadNowhereElse(t *testing.T) {
+	outside := t.TempDir()
+	up := strings.Repeat("../", 20)
+	stream := pack(t, []member{
+		symlink("abs", outside), file("abs/1"),
+		symlink("rel", up+outside[1:]), file("rel/2"),
+		symlink("cwd", "/proc/self/cwd"), file("cwd/3"),
+		symlink("a", "b"), symlink("b", "/"+outside), file("a/4"),
+		symlink("dir", outside), {header: tar.Header{Name: "dir/", Typeflag: tar.TypeDir, Mode: 0o755}}, file("dir/5"),
+		symlink("f", filepath.Join(outside, "6")), file("f"),
+		symlink("w", outside), file("w/.wh.8"), file("w/.wh..wh..opq"),
+	})
+	for _, s := range bothFormats(t) {
+		id := add(t, s, stream)
+		f, release, err := s.Lower(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{outside + "/1", outside + "/2", "proc/self/cwd/3", outside + "/4", "dir/5", "f", outside + "/8"} {
+			if _, err := os.Lstat(at(f, name)); err != nil {
+				t.Errorf("%s: %v", s.config.Format, err)
+			}
+		}
+		f.Close()
+		release()
+	}
+	if left, _ := os.ReadDir(outside); len(left) > 0 {
+		t.Errorf("outside of the layers there is %v", left)
+	}
+}
+
+func TestDevicesStayNodes(t *testing.T) {
+	stream := pack(t, []member{{header: tar.Header{Name: "sda", Typeflag: tar.TypeBlock, Devmajor: 8, Mode: 0o600}},
+		{header: tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666}},
+		{header: tar.Header{Name: "hidden", Typeflag: tar.TypeChar}}})
+	for _, s := range bothFormats(t) {
+		id := add(t, s, stream)
+		root, err := s.Root(ctx, "c", []digest.Digest{id}, RootOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		for name, want := range map[string]uint64{"sda": unix.Mkdev(8, 0), "null": unix.Mkdev(1, 3)} {
+			var st unix.Stat_t
+			if err := unix.Lstat(at(root, name), &st); err != nil || st.Rdev != want {
+				t.Errorf("%s: %x, want %x (%v)", name, st.Rdev, want, err)
+			}
+		}
+		if _, err := os.Lstat(at(root, "hidden")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a whiteout shows: %v", err)
+		}
+	}
+}
+
+func TestStreamFaults(t *testing.T) {
+	stream := pack(t, []member{file("a"), {header: tar.Header{Name: "b", Typeflag: tar.TypeReg, Size: 100000}, content: strings.Repeat("b", 100000)}})
+	broken := errors.New("connection reset")
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	rows := []struct {
+		name string
+		ctx  context.Context
+		r    func() io.Reader
+		want string
+		is   error
+	}{
+		{"reset", ctx, func() io.Reader { return io.MultiReader(bytes.NewReader(stream[:50000]), errReader{broken}) }, `"b"`, broken},
+		{"truncated", ctx, func() io.Reader { return bytes.NewReader(stream[:50000]) }, `"b"`, io.ErrUnexpectedEOF},
+		{"reset after the end", ctx, func() io.Reader { return io.MultiReader(bytes.NewReader(stream), errReader{broken}) }, "b", broken},
+		{"cancelled", cancelled, func() io.Reader { return bytes.NewReader(stream) }, "read layer", context.Canceled},
+	}
+	for _, s := range bothFormats(t) {
+		for _, row := range rows {
+			t.Run(string(s.config.Format)+" "+row.name, func(t *testing.T) {
+				w, err := s.Begin(row.ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = w.ReadFrom(row.r())
+				if !errors.Is(err, row.is) || errors.Is(err, tarstream.ErrInvalid) || !strings.Contains(err.Error(), row.want) {
+					t.Errorf("error %v", err)
+				}
+				if err := w.Discard(); err != nil {
+					t.Error(err)
+				}
+				empty(t, s, "tmp", "layers")
+			})
+		}
+	}
+}
+
+type errReader struct{ err error }
+
+func (r errReader) Read([]byte) (int, error) { return 0, r.err }

@@ -1,0 +1,216 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/criserver/criserver/store/record"
+)
+
+// maxLowers is the kernel's limit of lower layers in one overlay.
+const maxLowers = 500
+
+// maxID bounds a container's ID in bytes: paths with it must fit into an fsconfig string.
+const maxID = 200
+
+// IDMap maps a range of a user namespace's IDs to the host's, as a line of /proc/PID/uid_map.
+type IDMap struct {
+	Inside, Outside, Count uint32
+}
+
+// RootOptions say how a container sees its root.
+type RootOptions struct {
+	UIDs, GIDs []IDMap  // of a container in a user namespace; empty: none
+	UserNS     *os.File // that user namespace if it is there already, else one is made for a moment; not consumed
+	Label      string   // SELinux context of all files; "" leaves it to the policy
+	ReadOnly   bool     // no writable directory: an image as a volume
+}
+
+// Root builds the root file system of a container from layers, bottom first, as a detached mount, which is the
+// caller's to close. The layers are in use until RemoveRoot, also over a restart. The error is ErrExists if id has a
+// root, ErrNotFound if a layer is missing; after an error nothing is left.
+func (s *Store) Root(ctx context.Context, id string, layers []digest.Digest, o RootOptions) (root *os.File, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("root of container %s: %w", id, err)
+		}
+	}()
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	layers = topmost(layers)
+	if len(layers) > maxLowers {
+		return nil, fmt.Errorf("%d layers, overlayfs takes %d", len(layers), maxLowers)
+	}
+	if err := s.reserve(id, layers); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.RemoveRoot(id))
+		}
+	}()
+	if err := s.makeContainerDir(id, layers, o); err != nil {
+		return nil, err
+	}
+	if len(o.UIDs) > 0 && o.UserNS == nil {
+		if o.UserNS, err = newUserNS(o.UIDs, o.GIDs); err != nil {
+			return nil, err
+		}
+		defer func() { _ = o.UserNS.Close() }() // mounts hold it
+	}
+	var lowers []*lowerMount // top first
+	for _, l := range slices.Backward(layers) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		m, err := s.mountedByID(l)
+		if err != nil {
+			return nil, fmt.Errorf("layer %s: %w", l, err)
+		}
+		lowers = append(lowers, m)
+	}
+	return s.overlay(id, lowers, o)
+}
+
+// RemoveRoot deletes the writable directory of the container and lets go of its layers; space is free on return if
+// nothing has the root mounted any more. It does nothing if there is none.
+func (s *Store) RemoveRoot(id string) error {
+	if err := checkID(id); err != nil {
+		return fmt.Errorf("remove root of container %s: %w", id, err)
+	}
+	s.mu.Lock()
+	layers, ok := s.users[id]
+	if !ok {
+		s.mu.Unlock()
+		return nil
+	}
+	doomed := s.discard(s.path("containers", id))
+	delete(s.users, id)
+	for _, l := range layers {
+		if e := s.layers[l]; e != nil {
+			e.refs--
+		}
+	}
+	s.mu.Unlock()
+	if err := os.RemoveAll(doomed); err != nil {
+		return fmt.Errorf("remove root of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// Roots gives the containers that have a root, sorted.
+func (s *Store) Roots() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]string, 0, len(s.users))
+	for id := range s.users {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// UpperDir is the writable directory of the container's root, for counting what it holds.
+func (s *Store) UpperDir(id string) string { return s.path("containers", id, upperDir) }
+
+func checkID(id string) error {
+	if id == "" || len(id) > maxID || id[0] == '.' || strings.ContainsAny(id, "/\x00") {
+		return errors.New("not an ID that can name a directory")
+	}
+	return nil
+}
+
+// topmost drops all but the last of equal layers: it decides for every name that the lower ones decide for.
+func topmost(layers []digest.Digest) []digest.Digest {
+	var kept []digest.Digest
+	for i, l := range layers {
+		if !slices.Contains(layers[i+1:], l) {
+			kept = append(kept, l)
+		}
+	}
+	return kept
+}
+
+// reserve takes the layers for container id.
+func (s *Store) reserve(id string, layers []digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.users[id]; ok {
+		return ErrExists
+	}
+	for _, l := range layers {
+		if s.layers[l] == nil {
+			return fmt.Errorf("layer %s: %w", l, ErrNotFound)
+		}
+	}
+	for _, l := range layers {
+		s.layers[l].refs++
+	}
+	s.users[id] = layers
+	return nil
+}
+
+func (s *Store) mountedByID(id digest.Digest) (*lowerMount, error) {
+	s.mu.Lock()
+	e := s.layers[id]
+	s.mu.Unlock()
+	if e == nil { // expelled since it was reserved
+		return nil, ErrNotFound
+	}
+	return s.mounted(e)
+}
+
+// makeContainerDir makes the record, upper and work. They belong to the root of the container's user namespace.
+func (s *Store) makeContainerDir(id string, layers []digest.Digest, o RootOptions) error {
+	dir := s.path("containers", id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if err := record.Write(s.path("containers", id, rootFile), rootRecord{s.config.BootID, layers}); err != nil {
+		return err
+	}
+	if o.ReadOnly {
+		return nil
+	}
+	uid, err := mappedRoot(o.UIDs)
+	if err != nil {
+		return fmt.Errorf("uid map: %w", err)
+	}
+	gid, err := mappedRoot(o.GIDs)
+	if err != nil {
+		return fmt.Errorf("gid map: %w", err)
+	}
+	for _, name := range []string{upperDir, workDir} {
+		path := s.path("containers", id, name)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return err
+		}
+		if err := os.Chmod(path, 0o755); err != nil { // whatever the umask
+			return err
+		}
+		if err := os.Chown(path, uid, gid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mappedRoot is the host's ID of 0 inside.
+func mappedRoot(maps []IDMap) (int, error) {
+	if len(maps) == 0 {
+		return 0, nil
+	}
+	for _, m := range maps {
+		if m.Inside == 0 && m.Count > 0 {
+			return int(m.Outside), nil
+		}
+	}
+	return 0, errors.New("0 is not mapped")
+}

@@ -1,0 +1,113 @@
+package tarstream
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Reader gives the entries of one layer in order. Not safe for concurrent use.
+type Reader struct {
+	ctx     context.Context // a Reader lives within one call
+	limits  Limits
+	stream  *bounded
+	buf     *bufio.Reader
+	tar     *tar.Reader
+	entries int
+	content int64  // bytes of all contents so far
+	last    string // the entry that Next gave last, for messages
+}
+
+// bufferSize saves small reads of headers; contents go around the buffer when they are larger.
+const bufferSize = 64 << 10
+
+// NewReader reads the archive r, which is not compressed. Next fails once ctx is done.
+func NewReader(ctx context.Context, r io.Reader, l Limits) *Reader {
+	stream := &bounded{r: r, left: l.Bytes, limit: l.Bytes}
+	buf := bufio.NewReaderSize(stream, bufferSize)
+	return &Reader{ctx: ctx, limits: l, stream: stream, buf: buf, tar: tar.NewReader(buf)}
+}
+
+// Next gives the next entry. Its content, if it is Regular, is what Read gives until the next call.
+// At the end of the archive the rest of the stream is read, so that the caller's digest is complete, and the error
+// is io.EOF.
+func (r *Reader) Next() (*Entry, error) {
+	for {
+		if err := r.ctx.Err(); err != nil {
+			return nil, fmt.Errorf("read layer: %w", err)
+		}
+		h, err := r.tar.Next()
+		if errors.Is(err, io.EOF) {
+			return nil, r.drain()
+		}
+		if err != nil {
+			return nil, r.fault(err)
+		}
+		r.last = h.Name
+		if r.entries++; r.entries > r.limits.Entries {
+			return nil, Invalidf(h.Name, "more than the limit of %d entries", r.limits.Entries)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		e, ok, err := r.limits.entry(h)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		if r.content += e.Size; r.content > r.limits.Bytes || r.content < 0 {
+			return nil, Invalidf(h.Name, "contents are together more than the limit of %d bytes", r.limits.Bytes)
+		}
+		return e, nil
+	}
+}
+
+// Read gives the content of the last entry, holes filled with zeros.
+func (r *Reader) Read(p []byte) (int, error) {
+	n, err := r.tar.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = r.fault(err)
+	}
+	return n, err
+}
+
+// Bytes is how much of the archive was read so far.
+func (r *Reader) Bytes() int64 { return r.limits.Bytes - r.stream.left }
+
+func (r *Reader) drain() error {
+	if _, err := io.Copy(io.Discard, r.buf); err != nil {
+		return r.fault(err)
+	}
+	return io.EOF
+}
+
+// fault says after which entry the stream failed.
+func (r *Reader) fault(err error) error {
+	where := "before its first entry"
+	if r.last != "" {
+		where = "in or after entry " + Quote(r.last)
+	}
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
+		return fmt.Errorf("%w: %s: %w", ErrInvalid, where, err)
+	}
+	return fmt.Errorf("read layer %s: %w", where, err)
+}
+
+// bounded fails once more than limit bytes came from r.
+type bounded struct {
+	r           io.Reader
+	left, limit int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("%w: archive is longer than the limit of %d bytes", ErrInvalid, b.limit)
+	}
+	return n, err
+}

@@ -1,0 +1,204 @@
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/store/layer/dirtree"
+	"github.com/criserver/criserver/store/layer/erofs"
+	"github.com/criserver/criserver/store/layer/tarstream"
+	"github.com/criserver/criserver/store/record"
+)
+
+// Writer unpacks one layer. It ends with Commit or Discard. Not safe for concurrent use.
+type Writer struct {
+	s    *Store
+	ctx  context.Context // bounds ReadFrom, which has the signature of io.ReaderFrom
+	dir  string          // temporary; "" when ended
+	impl unpacker
+	read bool // whole and without error
+}
+
+// unpacker is a format while a layer is written.
+type unpacker interface {
+	unpack(r *tarstream.Reader) error
+	finish(uuid [16]byte) (bytes, inodes int64, err error)
+	abort() // harmless after finish
+}
+
+// Begin starts a layer. ReadFrom of the Writer fails once ctx is done.
+func (s *Store) Begin(ctx context.Context) (*Writer, error) {
+	dir, err := os.MkdirTemp(s.path("tmp"), "")
+	if err != nil {
+		return nil, fmt.Errorf("begin layer: %w", err)
+	}
+	w := &Writer{s: s, ctx: ctx, dir: dir}
+	if s.config.Format == EROFS {
+		w.impl, err = newErofsUnpacker(dir, s.config.Limits)
+	} else {
+		w.impl, err = newDirUnpacker(dir, s.config.Limits)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("begin layer: %w", errors.Join(err, os.RemoveAll(dir)))
+	}
+	return w, nil
+}
+
+// ReadFrom unpacks the uncompressed archive r and reads it to its end; n is its length as far as it was read.
+// It is called once. If the archive is to blame, the error satisfies errors.Is(err, tarstream.ErrInvalid).
+func (w *Writer) ReadFrom(r io.Reader) (n int64, err error) {
+	if w.dir == "" || w.read {
+		return 0, errors.New("unpack layer: the writer was used already")
+	}
+	t := tarstream.NewReader(w.ctx, r, w.s.config.Limits)
+	if err := w.impl.unpack(t); err != nil {
+		return t.Bytes(), fmt.Errorf("unpack layer: %w", err)
+	}
+	w.read = true
+	return t.Bytes(), nil
+}
+
+// Commit adds the layer as diffID, which the caller has verified. If the store has that layer already, the one that
+// is there stays and is returned. After an error nothing is left.
+func (w *Writer) Commit(diffID digest.Digest) (l Layer, err error) {
+	defer func() { err = errors.Join(err, w.Discard()) }()
+	if err := diffID.Validate(); err != nil {
+		return Layer{}, fmt.Errorf("commit layer %q: %w", diffID, err)
+	}
+	if !w.read {
+		return Layer{}, fmt.Errorf("commit layer %s: it was not unpacked", diffID)
+	}
+	r := layerRecord{Layer: Layer{DiffID: diffID, Format: w.s.config.Format}, Boot: w.s.config.BootID, UUID: uuidOf(diffID)}
+	if r.Bytes, r.Inodes, err = w.impl.finish(r.UUID); err != nil {
+		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
+	}
+	if err := record.Write(filepath.Join(w.dir, layerFile), r); err != nil {
+		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
+	}
+	l, err = w.s.adopt(w, r)
+	if err != nil {
+		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
+	}
+	select {
+	case w.s.dirty <- struct{}{}:
+	default:
+	}
+	return l, nil
+}
+
+// adopt moves the written layer to its place.
+func (s *Store) adopt(w *Writer, r layerRecord) (Layer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.layers[r.DiffID]; e != nil {
+		return e.Layer, nil
+	}
+	final := s.path("layers", dirName(r.DiffID))
+	err := os.Rename(w.dir, final)
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) { // of a format that cannot be mounted now
+		s.deleteLater(s.discard(final))
+		err = os.Rename(w.dir, final)
+	}
+	if err != nil {
+		return Layer{}, err
+	}
+	w.dir = ""
+	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: final, uuid: r.UUID, warm: time.Now().Add(warmTime)}
+	return r.Layer, nil
+}
+
+// Discard gives the layer up and frees its space. It is harmless after Commit.
+func (w *Writer) Discard() error {
+	w.impl.abort()
+	if w.dir == "" {
+		return nil
+	}
+	dir := w.dir
+	w.dir = ""
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("discard layer: %w", err)
+	}
+	return nil
+}
+
+// uuidOf names the file system of a layer, so that its mount can be told from others.
+func uuidOf(id digest.Digest) (uuid [16]byte) {
+	sum := sha256.Sum256([]byte(id))
+	return [16]byte(sum[:16])
+}
+
+type erofsUnpacker struct {
+	meta, data *os.File
+	w          *erofs.Writer
+}
+
+func newErofsUnpacker(dir string, l tarstream.Limits) (unpacker, error) {
+	const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
+	meta, err := os.OpenFile(filepath.Join(dir, metaFile), flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.OpenFile(filepath.Join(dir, dataFile), flags, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, meta.Close())
+	}
+	return &erofsUnpacker{meta, data, erofs.NewWriter(meta, data, l)}, nil
+}
+
+func (u *erofsUnpacker) unpack(r *tarstream.Reader) error { return u.w.Unpack(r) }
+
+func (u *erofsUnpacker) finish(uuid [16]byte) (bytes, inodes int64, err error) {
+	sum, err := u.w.Finish(uuid)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, f := range []*os.File{u.meta, u.data} {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+			return 0, 0, fmt.Errorf("stat %s: %w", f.Name(), err)
+		}
+		bytes += st.Blocks * 512
+		if err := f.Close(); err != nil {
+			return 0, 0, err
+		}
+	}
+	return bytes, sum.Inodes, nil
+}
+
+func (u *erofsUnpacker) abort() {
+	u.w.Abort()
+	_ = u.meta.Close() // nothing was promised, or it is closed
+	_ = u.data.Close()
+}
+
+type dirUnpacker struct{ w *dirtree.Writer }
+
+func newDirUnpacker(dir string, l tarstream.Limits) (unpacker, error) {
+	root := filepath.Join(dir, fsDir)
+	if err := os.Mkdir(root, 0o755); err != nil {
+		return nil, err
+	}
+	w, err := dirtree.NewWriter(root, l)
+	if err != nil {
+		return nil, err
+	}
+	return dirUnpacker{w}, nil
+}
+
+func (u dirUnpacker) unpack(r *tarstream.Reader) error { return u.w.Unpack(r) }
+
+func (u dirUnpacker) finish([16]byte) (bytes, inodes int64, err error) {
+	sum, err := u.w.Finish()
+	return sum.Bytes, sum.Inodes, err
+}
+
+func (u dirUnpacker) abort() { u.w.Abort() }

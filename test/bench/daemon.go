@@ -1,0 +1,265 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// daemon is a CRI server that was started for this part, with its own directories.
+type daemon struct {
+	name    string
+	dir     string
+	parent  string // cgroup parent of its pods
+	image   string // what its containers are made of
+	cmd     *exec.Cmd
+	conn    *grpc.ClientConn
+	runtime cri.RuntimeServiceClient
+	images  cri.ImageServiceClient
+}
+
+const peerDaemon = "containerd"
+
+// daemonBound is how long a daemon may take to start or to stop.
+const daemonBound = 30 * time.Second
+
+// daemons starts criserver, and containerd if it is here.
+func (b *bench) daemons(ctx context.Context) ([]*daemon, error) {
+	m, err := busyboxImage()
+	if err != nil {
+		return nil, err
+	}
+	first, err := b.startCriserver(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	all := []*daemon{first}
+	if _, err := exec.LookPath(b.containerd); err != nil {
+		return all, nil
+	}
+	second, err := b.startContainerd(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	return append(all, second), nil
+}
+
+// startCriserver starts ours and lets it pull the image.
+func (b *bench) startCriserver(ctx context.Context, m *image) (*daemon, error) {
+	ref, err := m.serve(b)
+	if err != nil {
+		return nil, err
+	}
+	d, err := b.newDaemon(ours, ref)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"serve", "--address", "unix://" + d.path("sock"), "--root", d.path("root"), "--state", d.path("state"),
+		"--cni-conf-dir", d.path("cni")}
+	if err := b.startDaemon(ctx, d, exec.Command(b.criserver, args...)); err != nil {
+		return nil, err
+	}
+	_, err = d.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
+	return d, err
+}
+
+// containerdConfig is Debian's default but for directories, an image for sandboxes, and what a sandbox in a machine may
+// not allow: OOM scores below its own.
+const containerdConfig = `version = 2
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+  address = %q
+[plugins."io.containerd.internal.v1.opt"]
+  path = %q
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = %q
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = %q
+    conf_dir = %q
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      BinaryName = %q
+`
+
+// startContainerd starts the peer and imports the image, which is also that of its sandboxes.
+func (b *bench) startContainerd(ctx context.Context, m *image) (*daemon, error) {
+	const name = "bench.invalid/busybox:v1"
+	d, err := b.newDaemon(peerDaemon, name)
+	if err != nil {
+		return nil, err
+	}
+	config, archive := d.path("config.toml"), d.path("image.tar")
+	text := fmt.Sprintf(containerdConfig, d.path("root"), d.path("state"), d.path("sock"), d.path("opt"), name, d.path("cni"), d.path("cni"), b.runc)
+	if err := errors.Join(os.WriteFile(config, []byte(text), 0o600), m.layout(archive, name)); err != nil {
+		return nil, err
+	}
+	if err := b.startDaemon(ctx, d, exec.Command(b.containerd, "--config", config)); err != nil {
+		return nil, err
+	}
+	ctr := filepath.Join(filepath.Dir(d.cmd.Path), "ctr")
+	out, err := exec.CommandContext(ctx, ctr, "--address", d.path("sock"), "-n", "k8s.io", "images", "import", archive).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("import an image into containerd: %w: %s", err, bytes.TrimSpace(out))
+	}
+	_, err = d.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
+	return d, err
+}
+
+func (b *bench) newDaemon(name, image string) (*daemon, error) {
+	dir, err := os.MkdirTemp(b.dir, name+"-")
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{name: name, dir: dir, parent: b.parent + "/" + name, image: image}
+	for _, name := range []string{"cni", "state"} {
+		if err := os.Mkdir(d.path(name), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	// Runtime state is in memory on every node, below /run.
+	if err := unix.Mount("tmpfs", d.path("state"), "tmpfs", 0, "mode=755"); err != nil {
+		return nil, fmt.Errorf("mount tmpfs: %w", err)
+	}
+	b.later(d.unmount)
+	return d, nil
+}
+
+func (d *daemon) path(name string) string { return filepath.Join(d.dir, name) }
+
+// startDaemon starts d and waits until it is ready. The part's end removes its pods and stops it.
+func (b *bench) startDaemon(ctx context.Context, d *daemon, cmd *exec.Cmd) error {
+	said, err := os.Create(d.path("log"))
+	if err != nil {
+		return err
+	}
+	defer said.Close()
+	cmd.Stdout, cmd.Stderr = said, said
+	if b.verbose {
+		cmd.Stderr = os.Stderr
+	}
+	d.cmd = cmd
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	b.later(d.stop)
+	d.conn, err = grpc.NewClient("unix://"+d.path("sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(64<<20)))
+	if err != nil {
+		return err
+	}
+	d.runtime, d.images = cri.NewRuntimeServiceClient(d.conn), cri.NewImageServiceClient(d.conn)
+	if err := d.ready(ctx); err != nil {
+		text, _ := os.ReadFile(d.path("log"))
+		return fmt.Errorf("start %s: %w\n%s", d.name, err, text)
+	}
+	return nil
+}
+
+func (d *daemon) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, daemonBound)
+	defer cancel()
+	for {
+		s, err := d.runtime.Status(ctx, &cri.StatusRequest{})
+		for _, c := range s.GetStatus().GetConditions() {
+			if c.GetType() == cri.RuntimeReady && c.GetStatus() {
+				return nil
+			}
+		}
+		if waitErr := wait(ctx, 20*time.Millisecond); waitErr != nil {
+			return errors.Join(waitErr, err)
+		}
+	}
+}
+
+// stop removes all pods, stops the daemon, and kills what it started and left.
+func (d *daemon) stop() error {
+	ctx, cancel := cleanContext()
+	defer cancel()
+	var errs []error
+	if d.conn != nil {
+		errs = append(errs, d.removeAll(ctx), d.conn.Close())
+	}
+	_ = d.cmd.Process.Signal(unix.SIGTERM)
+	exited := make(chan struct{})
+	go func() { _ = d.cmd.Wait(); close(exited) }()
+	select {
+	case <-exited:
+	case <-ctx.Done():
+		errs = append(errs, fmt.Errorf("%s does not stop", d.name), d.cmd.Process.Kill())
+		<-exited
+	}
+	left, err := d.processes(nil)
+	for _, p := range left {
+		errs = append(errs, fmt.Errorf("%s left process %d (%s)", d.name, p.pid, p.name))
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// removeAll removes every pod of the daemon.
+func (d *daemon) removeAll(ctx context.Context) error {
+	list, err := d.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	var ids []string
+	for _, p := range list.GetItems() {
+		ids = append(ids, p.GetId())
+	}
+	return parallel(ctx, 8, len(ids), func(ctx context.Context, i int) error {
+		return (&pod{d: d, id: ids[i]}).remove(ctx)
+	})
+}
+
+// unmount detaches what the daemon left mounted below its directory, the deepest first.
+func (d *daemon) unmount() error {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(data), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], d.dir+"/") {
+			_ = unix.Unmount(f[4], unix.MNT_DETACH) // what stays keeps the directory, and that is reported
+		}
+	}
+	return nil
+}
+
+// operation is what criserver's flight recorder tells of one RPC.
+type operation struct {
+	Name   string        `json:"name"`
+	Took   time.Duration `json:"took_ns"`
+	Error  string        `json:"error"`
+	Stages []struct {
+		Name string        `json:"name"`
+		Took time.Duration `json:"took_ns"`
+	} `json:"stages"`
+}
+
+// operations reads the flight recorder.
+func (d *daemon) operations(ctx context.Context) ([]operation, error) {
+	s, err := d.runtime.Status(ctx, &cri.StatusRequest{Verbose: true})
+	if err != nil {
+		return nil, err
+	}
+	var all []operation
+	err = json.Unmarshal([]byte(s.GetInfo()["operations"]), &all)
+	return all, err
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// noTarget marks a ratio that is told without being asked for.
+const noTarget = 0
+
+// ratio is a figure of ours beside another one, mostly those that issue 2 sets a target for.
+type ratio struct {
+	figure       string
+	ours, theirs string
+	value        float64 // ours / theirs
+	target       float64
+}
+
+func (b *bench) ratio(figure, ours, theirs string, value, target float64) {
+	b.ratios = append(b.ratios, ratio{figure, ours, theirs, value, target})
+}
+
+// compare adds the ratio of two medians; one that was not measured adds nothing.
+func (b *bench) compare(figure string, ours, theirs *series, target float64) {
+	if ours == nil || theirs == nil {
+		return
+	}
+	o, t := ours.percentile(0.5), theirs.percentile(0.5)
+	b.ratio(figure, ms(o)+" ms", ms(t)+" ms", float64(o)/float64(t), target)
+}
+
+func (b *bench) printRatios() {
+	if len(b.ratios) == 0 {
+		return
+	}
+	heading("What it must reach")
+	t := table{header: []string{"figure (p50)", "ours", "peer", "ratio", "target", ""}}
+	for _, r := range b.ratios {
+		target, verdict := "<= "+fraction(r.target), "reached"
+		switch {
+		case r.target == noTarget:
+			target, verdict = "", ""
+		case r.value > r.target:
+			verdict = fmt.Sprintf("missed by %.2fx", r.value/r.target)
+		}
+		t.add(r.figure, r.ours, r.theirs, fraction(r.value), target, verdict)
+	}
+	t.print()
+}
+
+// fraction writes 0.1 as 1/10, and what is more than a half as it is.
+func fraction(v float64) string {
+	if v >= 0.51 || v <= 0 {
+		return fmt.Sprintf("%.2f", v)
+	}
+	return "1/" + strings.TrimSuffix(fmt.Sprintf("%.1f", 1/v), ".0")
+}
+
+// ms writes a time in milliseconds.
+func ms(d time.Duration) string {
+	v := float64(d) / float64(time.Millisecond)
+	if v >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func heading(text string) { fmt.Printf("\n## %s\n\n", text) }
+
+// table is printed as markdown, with columns as wide as they must be.
+type table struct {
+	header []string
+	rows   [][]string
+}
+
+func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+
+func (t *table) print() {
+	width := make([]int, len(t.header))
+	for _, row := range append([][]string{t.header}, t.rows...) {
+		for i, cell := range row {
+			width[i] = max(width[i], len([]rune(cell)), 3)
+		}
+	}
+	line := func(row []string) {
+		for i, cell := range row {
+			fmt.Printf("| %s%s ", cell, strings.Repeat(" ", width[i]-len([]rune(cell))))
+		}
+		fmt.Println("|")
+	}
+	line(t.header)
+	for i := range t.header {
+		fmt.Printf("|%s", strings.Repeat("-", width[i]+2))
+	}
+	fmt.Println("|")
+	for _, row := range t.rows {
+		line(row)
+	}
+}
+
+// printTimes prints the series of a loop beside the same of lone rounds. lone may be nil.
+func printTimes(loop, lone results) {
+	t := table{header: []string{"", "", "back to back p50", "p99", "every 100 ms p50", "p99", "rounds"}}
+	for _, s := range loop {
+		row := []string{s.contender, s.lap, ms(s.percentile(0.5)), ms(s.percentile(0.99)), "", "", fmt.Sprint(len(s.times))}
+		if l := lone.find(s.contender, s.lap); l != nil {
+			row[4], row[5] = ms(l.percentile(0.5)), ms(l.percentile(0.99))
+			row[6] += fmt.Sprintf(" + %d", len(l.times))
+		}
+		t.add(row...)
+	}
+	t.print()
+}
