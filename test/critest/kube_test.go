@@ -155,6 +155,11 @@ func (p *pod) start(t testing.TB, script string, change ...func(*cri.ContainerCo
 	return c
 }
 
+// command runs a program without a shell: what StartContainer started is then known by its command line at once.
+func command(argv ...string) func(*cri.ContainerConfig) {
+	return func(c *cri.ContainerConfig) { c.Command = argv }
+}
+
 // idle is a script that runs until it is stopped, at once by SIGTERM as soon as it has said that it is ready.
 const idle = "trap 'exit 0' TERM; echo ready; while :; do sleep 1000 & wait $!; done"
 

@@ -274,13 +274,13 @@ func TestPodContainersTogether(t *testing.T) {
 func TestPodSharedPIDs(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d, func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD })
-	a, b := p.start(t, idle), p.start(t, "exec sleep 4321")
+	a, b := p.start(t, idle), p.start(t, "", command("sleep", "4321"))
 	if got := a.exec(t, "tr '\\0' ' ' </proc/1/cmdline"); !strings.Contains(got, "pause") {
 		t.Errorf("PID 1 is %q", got)
 	}
-	eventually(t, rpcBound, "one container sees the other's processes", func() bool {
-		return strings.Contains(a.exec(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"), "sleep 4321")
-	})
+	if got := a.exec(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"); !strings.Contains(got, "sleep 4321") {
+		t.Errorf("one container does not see the other's processes: %q", got)
+	}
 	a.exec(t, "for i in 1 2 3 4 5; do (sleep 0.01 &) ; done")
 	eventually(t, rpcBound, "orphans are reaped", func() bool {
 		return a.exec(t, "ps -o stat,args | grep -c '^Z' || true") == "0\n"

@@ -277,7 +277,7 @@ func TestUserNamespace(t *testing.T) {
 	if want := " 0 1048576 65536\n0\n0\n0\nwritten\n"; !strings.HasPrefix(out, want) {
 		t.Errorf("%q does not begin with %q", out, want)
 	}
-	c := p.start(t, "exec sleep 5432")
+	c := p.start(t, "", command("sleep", "5432"))
 	if n := running(t, "sleep 5432"); n != 1 {
 		t.Errorf("%d processes", n)
 	}
