@@ -87,13 +87,11 @@ func (g *Group[T]) Join(ctx context.Context, key, fingerprint string, work Work[
 	if !e.ended() {
 		FromContext(ctx).join(e.op)
 	}
-	var gone error
 	select {
 	case <-e.done:
 	case <-ctx.Done():
-		gone = fmt.Errorf("%s %s: %s: %w", g.name, key, e.op.Where(), ctx.Err())
 	}
-	return g.leave(e, gone)
+	return g.leave(ctx, e)
 }
 
 // enter finds or begins the operation and counts the caller as one that waits for it.
@@ -115,18 +113,20 @@ func (g *Group[T]) enter(ctx context.Context, key, fingerprint string, work Work
 	return e, nil
 }
 
-// leave ends the wait of one caller, who gave up with the error gone or, if that is nil, takes the result.
-func (g *Group[T]) leave(e *entry[T], gone error) (T, error) {
+// leave ends the wait of one caller. One whose context has ended takes no result, also when both came at once: it would
+// count as claimed, and nobody has it.
+func (g *Group[T]) leave(ctx context.Context, e *entry[T]) (T, error) {
 	var zero T
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e.waiters--
+	gone := ctx.Err()
 	switch {
+	case e.ended() && e.err != nil:
+		return zero, e.err
 	case gone != nil:
 		g.expire(e)
-		return zero, gone
-	case e.err != nil:
-		return zero, e.err
+		return zero, fmt.Errorf("%s %s: %s: %w", g.name, e.key, e.op.Where(), gone)
 	case e.superseded:
 		return zero, fmt.Errorf("%s %s: %w", g.name, e.key, ErrSuperseded)
 	}

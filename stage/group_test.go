@@ -334,10 +334,12 @@ func TestRaces(t *testing.T) {
 func TestClaimedResultIsNotUndoneForALaterCallerWhoGaveUp(t *testing.T) {
 	in(t, func(t *testing.T, g *Group[int], w *workshop) {
 		_, _ = g.Join(t.Context(), "pod", "f", w.work())
-		e, err := g.enter(t.Context(), "pod", "f", w.work())
+		ctx, cancel := context.WithCancel(t.Context())
+		e, err := g.enter(ctx, "pod", "f", w.work())
 		want(t, "error of entering", err, nil)
-		_, err = g.leave(e, context.Canceled)
-		want(t, "gave up", err, context.Canceled)
+		cancel()
+		_, err = g.leave(ctx, e)
+		want(t, "gave up", errors.Is(err, context.Canceled), true)
 		pass(time.Hour)
 		want(t, "undone", len(w.undone), 0)
 	})
@@ -357,5 +359,20 @@ func TestSupersededResultIsNotHandedOut(t *testing.T) {
 		want(t, "error of the second", err, nil)
 		want(t, "the first is told", errors.Is(<-first, ErrSuperseded), true)
 		want(t, "the first is undone", len(w.undone) == 1 && w.undone[0] == 9, true)
+	})
+}
+
+// The result and the end of a caller's patience may come at the same moment. Then nobody has the result.
+func TestResultThatCameWithTheDeadlineIsNotClaimed(t *testing.T) {
+	in(t, func(t *testing.T, g *Group[int], w *workshop) {
+		ctx, cancel := context.WithCancel(t.Context())
+		e, err := g.enter(ctx, "pod", "f", w.work())
+		want(t, "error of entering", err, nil)
+		<-e.done
+		cancel()
+		_, err = g.leave(ctx, e)
+		want(t, "error", errText(err), "make pod: ended after 1.0 s: context canceled")
+		pass(claimBound)
+		want(t, "undone", len(w.undone), 1)
 	})
 }

@@ -144,9 +144,12 @@ func (o *Op) Record() Record {
 	return r
 }
 
-// Where says in words what the operation does and since when: "in stage network for 4.2 s".
+// Where says in words what the operation does and since when: "in stage network for 4.2 s", "ended after 5.0 s".
 func (o *Op) Where() string {
 	r := o.Record()
+	if !r.Running {
+		return "ended after " + Duration(r.Took)
+	}
 	for _, s := range slices.Backward(r.Stages) {
 		if s.Running {
 			return fmt.Sprintf("in stage %s for %s", s.Name, Duration(s.Took))
