@@ -8,6 +8,8 @@ import (
 	"time"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/imageservice"
 )
 
 func (h *imageHandlers) PullImage(ctx context.Context, r *runtimev1.PullImageRequest) (*runtimev1.PullImageResponse, error) {
@@ -57,11 +59,8 @@ func (h *imageHandlers) RemoveImage(ctx context.Context, r *runtimev1.RemoveImag
 	return &runtimev1.RemoveImageResponse{}, h.serving().Images.Remove(ctx, r.GetImage().GetImage())
 }
 
-func (h *imageHandlers) ImageFsInfo(ctx context.Context, _ *runtimev1.ImageFsInfoRequest) (*runtimev1.ImageFsInfoResponse, error) {
-	usage, err := h.serving().Images.FsInfo(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (h *imageHandlers) ImageFsInfo(context.Context, *runtimev1.ImageFsInfoRequest) (*runtimev1.ImageFsInfoResponse, error) {
+	usage := h.serving().Images.Usage()
 	fs := []*runtimev1.FilesystemUsage{{
 		Timestamp:  time.Now().UnixNano(),
 		FsId:       &runtimev1.FilesystemIdentifier{Mountpoint: usage.Mountpoint},
@@ -71,7 +70,7 @@ func (h *imageHandlers) ImageFsInfo(ctx context.Context, _ *runtimev1.ImageFsInf
 	return &runtimev1.ImageFsInfoResponse{ImageFilesystems: fs, ContainerFilesystems: fs}, nil
 }
 
-func image(img *Image) *runtimev1.Image {
+func image(img *imageservice.Image) *runtimev1.Image {
 	uid, username := imageUser(img.User)
 	return &runtimev1.Image{
 		Id: img.ID, RepoTags: img.RepoTags, RepoDigests: img.RepoDigests, Size: img.Size, Pinned: img.Pinned,

@@ -5,6 +5,9 @@ import (
 	"strings"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/imageservice"
+	"github.com/criserver/criserver/imageservice/remote"
 )
 
 // image reports a missing or malformed image spec. Whether the reference is one is for imageservice to say.
@@ -19,34 +22,31 @@ func validateImage(s *runtimev1.ImageSpec, handlers []string) error {
 	return f.err()
 }
 
-// pullRequest validates and translates a pull. Username and password win over auth, which is base64 of both.
-func pullRequest(r *runtimev1.PullImageRequest, handlers []string) (PullRequest, error) {
+// pullRequest validates and translates a pull.
+func pullRequest(r *runtimev1.PullImageRequest, handlers []string) (imageservice.PullRequest, error) {
 	var f faults
 	f.image("image", r.GetImage(), handlers)
 	a := r.GetAuth()
-	out := PullRequest{Ref: r.GetImage().GetImage(), Auth: Auth{
-		Username: a.GetUsername(), Password: a.GetPassword(), ServerAddress: a.GetServerAddress(),
-		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
-	}}
 	f.printable("auth.server_address", a.GetServerAddress())
-	if a.GetAuth() != "" && a.GetUsername() == "" && a.GetIdentityToken() == "" {
-		user, password, ok := basicAuth(a.GetAuth())
-		if !ok {
+	if a.GetAuth() != "" && a.GetUsername() == "" && a.GetIdentityToken() == "" { // which win over it
+		if _, ok := basicPassword(a.GetAuth()); !ok {
 			f.add("auth.auth", "is not base64 of user:password")
 		}
-		out.Auth.Username, out.Auth.Password = user, password
 	}
-	return out, f.err()
+	return imageservice.PullRequest{Ref: r.GetImage().GetImage(), Auth: remote.Auth{
+		Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(), ServerAddress: a.GetServerAddress(),
+		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+	}}, f.err()
 }
 
-// basicAuth takes apart base64 of user:password; some clients pad the text with NUL bytes.
-func basicAuth(encoded string) (user, password string, ok bool) {
+// basicPassword takes the password out of base64 of user:password; some clients pad the text with NUL bytes.
+func basicPassword(encoded string) (password string, ok bool) {
 	text, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil {
-		return "", "", false
+		return "", false
 	}
-	user, password, ok = strings.Cut(string(text), ":")
-	return user, strings.TrimRight(password, "\x00"), ok
+	_, password, ok = strings.Cut(string(text), ":")
+	return strings.Trim(password, "\x00"), ok
 }
 
 // secretsOf returns the texts that must not leave the request r: those of an AuthConfig, and what is inside them.
@@ -56,7 +56,7 @@ func secretsOf(r any) []string {
 		return nil
 	}
 	a := pull.GetAuth()
-	_, password, _ := basicAuth(a.GetAuth())
+	password, _ := basicPassword(a.GetAuth())
 	both := base64.StdEncoding.EncodeToString([]byte(a.GetUsername() + ":" + a.GetPassword()))
 	var secrets []string
 	for _, s := range []string{a.GetPassword(), a.GetAuth(), password, a.GetIdentityToken(), a.GetRegistryToken(), both} {

@@ -10,6 +10,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/imageservice"
+	"github.com/criserver/criserver/imageservice/remote"
 )
 
 // goodPod and goodContainer are requests without fault that use every field that is checked.
@@ -240,15 +243,15 @@ func TestValidateExecSync(t *testing.T) {
 func TestPullRequest(t *testing.T) {
 	for _, test := range []struct {
 		name, request string
-		want          PullRequest
+		want          imageservice.PullRequest
 		faults        []string
 	}{
-		{name: "anonymous", request: `{"image":{"image":"busybox"}}`, want: PullRequest{Ref: "busybox"}},
+		{name: "anonymous", request: `{"image":{"image":"busybox"}}`, want: imageservice.PullRequest{Ref: "busybox"}},
 		{name: "user and password", request: `{"image":{"image":"r/b"},"auth":{"username":"u","password":"p","serverAddress":"https://r"}}`,
-			want: PullRequest{Ref: "r/b", Auth: Auth{Username: "u", Password: "p", ServerAddress: "https://r"}}},
-		{name: "base64 of both, padded", request: `{"image":{"image":"b"},"auth":{"auth":"dTpwOnEA"}}`, want: PullRequest{Ref: "b", Auth: Auth{Username: "u", Password: "p:q"}}},
-		{name: "user wins over base64", request: `{"image":{"image":"b"},"auth":{"username":"x","auth":"dTpwOnEA"}}`, want: PullRequest{Ref: "b", Auth: Auth{Username: "x"}}},
-		{name: "tokens", request: `{"image":{"image":"b"},"auth":{"identityToken":"i","registryToken":"r"}}`, want: PullRequest{Ref: "b", Auth: Auth{IdentityToken: "i", RegistryToken: "r"}}},
+			want: imageservice.PullRequest{Ref: "r/b", Auth: remote.Auth{Username: "u", Password: "p", ServerAddress: "https://r"}}},
+		{name: "base64 of both, padded", request: `{"image":{"image":"b"},"auth":{"auth":"dTpwOnEA"}}`, want: imageservice.PullRequest{Ref: "b", Auth: remote.Auth{Auth: "dTpwOnEA"}}},
+		{name: "user wins over base64", request: `{"image":{"image":"b"},"auth":{"username":"x","auth":"dTpwOnEA"}}`, want: imageservice.PullRequest{Ref: "b", Auth: remote.Auth{Username: "x", Auth: "dTpwOnEA"}}},
+		{name: "tokens", request: `{"image":{"image":"b"},"auth":{"identityToken":"i","registryToken":"r"}}`, want: imageservice.PullRequest{Ref: "b", Auth: remote.Auth{IdentityToken: "i", RegistryToken: "r"}}},
 		{name: "no image", request: `{}`, faults: []string{"image.image: must not be empty"}},
 		{name: "unknown handler", request: `{"image":{"image":"b","runtimeHandler":"kata"}}`, faults: []string{"image.runtime_handler: "}},
 		{name: "not base64", request: `{"image":{"image":"b"},"auth":{"auth":"%"}}`, faults: []string{"auth.auth: is not base64 of user:password"}},

@@ -78,7 +78,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			}
 			return network.RemoveDefault() // a node without pods is left as it was found
 		})
-		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Images: imagesForCRI{images}, Network: func() (bool, string, string) {
+		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Images: images, Network: func() (bool, string, string) {
 			s := network.Status()
 			return s.Ready, s.Reason, s.Message
 		}})
@@ -173,31 +173,4 @@ func (n *node) assembleNetwork() (*cni.Network, error) {
 	}
 	n.closers = append(n.closers, func(context.Context) error { return network.Close() })
 	return network, nil
-}
-
-// imagesForCRI gives the image service the shape that package cri asks for.
-type imagesForCRI struct{ *imageservice.Service }
-
-func (i imagesForCRI) Pull(ctx context.Context, r cri.PullRequest) (string, error) {
-	return i.Service.Pull(ctx, imageservice.PullRequest{Ref: r.Ref, Auth: remote.Auth{
-		Username: r.Auth.Username, Password: r.Auth.Password, IdentityToken: r.Auth.IdentityToken,
-		RegistryToken: r.Auth.RegistryToken, ServerAddress: r.Auth.ServerAddress,
-	}})
-}
-
-func (i imagesForCRI) List() []*cri.Image {
-	var list []*cri.Image
-	for _, img := range i.Service.List() {
-		list = append(list, (*cri.Image)(img))
-	}
-	return list
-}
-
-func (i imagesForCRI) Status(ref string) (*cri.Image, bool) {
-	img, ok := i.Service.Status(ref)
-	return (*cri.Image)(img), ok
-}
-
-func (i imagesForCRI) FsInfo(context.Context) (cri.FilesystemUsage, error) {
-	return cri.FilesystemUsage(i.Service.Usage()), nil
 }
