@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -86,7 +87,7 @@ func (s *start) devices(dir *os.File) error {
 	asked := map[string]bool{}
 	for _, d := range s.spec.Linux.Devices {
 		rel, ok := strings.CutPrefix(path.Clean(d.Path), "/dev/")
-		if !ok || s.inOtherMount(path.Clean(d.Path)) {
+		if !ok || s.inOtherMount(path.Clean(d.Path)) || s.madeInDev(rel) {
 			continue
 		}
 		asked["/dev/"+rel] = true
@@ -110,6 +111,12 @@ func (s *start) devices(dir *os.File) error {
 	return nil
 }
 
+// madeInDev says whether fillDev has put something at a name that is not for a device: ptmx of the container's own devpts.
+func (s *start) madeInDev(name string) bool {
+	isLink := func(l [2]string) bool { return l[1] == name }
+	return slices.ContainsFunc(deviceLinks, isLink) || s.console && name == "console"
+}
+
 func (s *start) inOtherMount(p string) bool {
 	for _, m := range s.spec.Mounts {
 		if dest := path.Clean("/" + m.Destination); dest != "/dev" && (p == dest || strings.HasPrefix(p, dest+"/")) {
@@ -119,16 +126,41 @@ func (s *start) inOtherMount(p string) bool {
 	return false
 }
 
-// makeNode makes one device node. Its owner is an id of the pod's user namespace.
+// makeNode makes one device node. Its owner is an id of the pod's user namespace. Where dir is in an image, something may
+// be there already: the same device is taken, anything else, a symbolic link too, is left alone and an error.
 func (p *Pod) makeNode(dir *os.File, name string, d specs.LinuxDevice) error {
 	kinds := map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
 	kind, ok := kinds[d.Type]
 	if !ok {
 		return fmt.Errorf("device %s: unknown type %q", d.Path, d.Type)
 	}
+	number := unix.Mkdev(uint32(d.Major), uint32(d.Minor))
+	if err := unix.Mknodat(int(dir.Fd()), name, kind|0o600, int(number)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("create device %s: %w", d.Path, err)
+	}
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open device %s: %w", d.Path, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat device %s: %w", d.Path, err)
+	}
+	if st.Mode&unix.S_IFMT != kind || kind != unix.S_IFIFO && st.Rdev != number {
+		return fmt.Errorf("create device %s: something else is there", d.Path)
+	}
+	return p.setNode(fd, d)
+}
+
+// setNode gives a node, which fd is a path descriptor of, its mode and owner.
+func (p *Pod) setNode(fd int, d specs.LinuxDevice) error {
 	mode := uint32(0o666)
 	if d.FileMode != nil {
 		mode = uint32(d.FileMode.Perm())
+	}
+	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode); err != nil {
+		return fmt.Errorf("set mode of device %s: %w", d.Path, err)
 	}
 	var uid, gid uint32
 	if d.UID != nil {
@@ -137,18 +169,11 @@ func (p *Pod) makeNode(dir *os.File, name string, d specs.LinuxDevice) error {
 	if d.GID != nil {
 		gid = *d.GID
 	}
-	fd := int(dir.Fd())
-	if err := unix.Mknodat(fd, name, kind|mode, int(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("create device %s: %w", d.Path, err)
-	}
-	if err := unix.Fchmodat(fd, name, mode, 0); err != nil {
-		return fmt.Errorf("set mode of device %s: %w", d.Path, err)
-	}
 	uid, gid = p.config.UserNS.uid(uid), p.config.UserNS.gid(gid)
 	if uid == 0 && gid == 0 {
 		return nil
 	}
-	if err := unix.Fchownat(fd, name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(fd, "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
 		return fmt.Errorf("set owner of device %s: %w", d.Path, err)
 	}
 	return nil

@@ -88,6 +88,47 @@ func TestStartErrors(t *testing.T) {
 	}
 }
 
+// An image must not be able to direct what is done to a device at something of the host, or to pass something off as one.
+func TestDeviceOverLinkOfImage(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	victim := filepath.Join(t.TempDir(), "victim")
+	if err := errors.Join(os.WriteFile(victim, nil, 0o600), os.Mkdir(filepath.Join(f.root, "opt"), 0o755),
+		os.Symlink(victim, filepath.Join(f.root, "opt/link")), os.WriteFile(filepath.Join(f.root, "opt/file"), nil, 0o600),
+		unix.Mknod(filepath.Join(f.root, "opt/null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3)))); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"link": "something else is there", "file": "something else is there", "null": "", "new": ""} {
+		spec := DefaultSpec("true")
+		spec.Linux.Devices = []specs.LinuxDevice{{Path: "/opt/" + name, Type: "c", Major: 1, Minor: 3}}
+		c, err := p.Create(testContext(t), ContainerConfig{ID: randomID(), Spec: spec, Root: f.openRoot(t)})
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+		if err == nil {
+			if err := c.Delete(testContext(t)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for path, want := range map[string]os.FileMode{victim: 0o600, filepath.Join(f.root, "opt/null"): 0o666, filepath.Join(f.root, "opt/new"): 0o666} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v; want mode %o", path, st, err, want)
+		}
+	}
+}
+
+// Who asks for the terminal multiplexer or the console gets the container's own.
+func TestDevicesThatEveryContainerHas(t *testing.T) {
+	f := newFixture(t)
+	spec := DefaultSpec("readlink", "/dev/ptmx")
+	spec.Process.Terminal = true
+	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/ptmx", Type: "c", Major: 5, Minor: 2}, {Path: "/dev/console", Type: "c", Major: 5, Minor: 1}}
+	if out, exit := f.run(t, f.pod(t, nil), spec); strings.TrimSpace(out) != "pts/ptmx" || exit.Code != 0 {
+		t.Errorf("printed %q, exit %+v", out, exit)
+	}
+}
+
 // waitLog blocks until a log contains text.
 func waitLog(t testing.TB, path, text string) {
 	t.Helper()
