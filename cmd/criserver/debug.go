@@ -6,15 +6,16 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime"
 	"github.com/criserver/criserver/ociruntime/cgroup"
@@ -28,21 +29,29 @@ type debugRun struct {
 	userns                       uint32
 	memory, pids                 int64
 	readonly, noNewPrivs, print  bool
+	stdio                        []*os.File // of the container; what is printed goes to the second
 }
+
+// containerError is the end of a container with a code that is not 0; criserver exits with that code too.
+type containerError struct{ code int32 }
+
+func (e containerError) Error() string { return fmt.Sprintf("container exited with code %d", e.code) }
 
 // newDebug returns commands for people who look into the runtime.
 func newDebug() *cobra.Command {
 	debug := &cobra.Command{Use: "debug", Short: "Look into the embedded runtime"}
-	d := &debugRun{}
+	d := &debugRun{stdio: []*os.File{os.Stdin, os.Stdout, os.Stderr}}
 	run := &cobra.Command{
 		Use:   "run DIR -- COMMAND [ARG...]",
 		Short: "Run a command in a container whose root file system is a directory",
 		Long: `Run starts a pod on the host's network and in it one container whose root file system is DIR, waits for it and
-exits with its code. Nothing else of criserver takes part and nothing is left behind. With --print it prints the
-system calls that the start would make, and makes none of them.`,
+exits with its code. SIGINT and SIGTERM kill the container. Nothing else of criserver takes part and nothing is left
+behind. With --print it prints the system calls that the start would make, and makes none of them.`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return d.run(cmd.Context(), args[0], args[1:])
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+			defer stop()
+			return d.run(ctx, args[0], args[1:])
 		},
 	}
 	f := run.Flags()
@@ -74,12 +83,12 @@ func (d *debugRun) run(ctx context.Context, dir string, args []string) (err erro
 	if err != nil {
 		return err
 	}
-	defer hierarchies.Close()
+	defer func() { err = errors.Join(err, hierarchies.Close()) }()
 	rt, err := ociruntime.New(ociruntime.Config{PauseBinary: binary, WorkDir: state, Cgroups: hierarchies, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		return err
 	}
-	defer rt.Close()
+	defer func() { err = errors.Join(err, rt.Close()) }()
 	pod, err := rt.StartPod(ctx, d.pod(state))
 	if err != nil {
 		return fmt.Errorf("start pod: %w", err)
@@ -102,32 +111,43 @@ func (d *debugRun) container(ctx context.Context, pod *ociruntime.Pod, dir strin
 	if err != nil {
 		return err
 	}
-	root, err := d.root(dir)
+	root, err := d.root(pod, dir)
 	if err != nil {
 		return err
 	}
-	c, err := pod.Create(ctx, ociruntime.ContainerConfig{ID: newID(), Spec: spec, Root: root, Stdio: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	c, err := pod.Create(ctx, ociruntime.ContainerConfig{ID: newID(), Spec: spec, Root: root, Stdio: d.stdio})
 	if err != nil {
 		return fmt.Errorf("create container: %w", err)
 	}
 	defer func() { err = errors.Join(err, c.Delete(context.WithoutCancel(ctx))) }()
 	if d.print {
 		text, err := c.Explain()
-		_, _ = io.WriteString(os.Stdout, text)
+		if err != nil {
+			return err
+		}
+		_, err = d.stdio[1].WriteString(text)
 		return err
 	}
 	if err := c.Start(ctx); err != nil {
 		return fmt.Errorf("start container: %w", err)
 	}
-	<-c.Exited()
+	select {
+	case <-c.Exited():
+	case <-ctx.Done():
+		if err := c.Kill(context.WithoutCancel(ctx)); err != nil {
+			return fmt.Errorf("kill container: %w", err)
+		}
+		<-c.Exited()
+	}
 	if exit, _ := c.Exit(); exit.Code != 0 {
-		return fmt.Errorf("container exited with code %d", exit.Code)
+		return containerError{exit.Code}
 	}
 	return nil
 }
 
-// root clones the directory's mount. A user namespace sees it through an id mapping only where the file system can.
-func (d *debugRun) root(dir string) (*os.File, error) {
+// root clones the directory's mount. In a user namespace its files keep their owners, by an id mapping that the file
+// system must be able to do.
+func (d *debugRun) root(pod *ociruntime.Pod, dir string) (*os.File, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -136,8 +156,18 @@ func (d *debugRun) root(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer source.Close()
-	return mount.Bind(source, mount.Options{RecBind: true, Propagation: 1 << 18}, nil)
+	defer func() { _ = source.Close() }()
+	options := mount.Options{RecBind: true, Propagation: unix.MS_PRIVATE}
+	if d.userns == 0 {
+		return mount.Bind(source, options, nil)
+	}
+	users, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pod.Pid()))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = users.Close() }()
+	options.IDMap = true
+	return mount.Bind(source, options, users)
 }
 
 func (d *debugRun) spec(args []string) (*specs.Spec, error) {

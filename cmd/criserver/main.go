@@ -1,7 +1,7 @@
 // Command criserver is a Kubernetes node runtime: it serves CRI v1 on a unix socket and runs the containers itself.
 //
 // This package reads the configuration, builds the parts, connects them, serves and shuts down. It has no other logic:
-// what a pod, an image or a network is, is for the packages that it connects. See assemble in serve.go for how.
+// what a pod, an image or a network is, is for the packages that it connects. See assemble.go for how.
 package main
 
 import (
@@ -13,12 +13,17 @@ import (
 )
 
 func main() {
-	if err := newRoot().Execute(); err != nil {
-		if !errors.Is(err, errChecks) { // its table has said it
-			fmt.Fprintf(os.Stderr, "criserver: %v\n", err)
-		}
-		os.Exit(1)
+	err := newRoot().Execute()
+	if err == nil {
+		return
 	}
+	if !errors.Is(err, errChecks) { // its table has said it
+		fmt.Fprintf(os.Stderr, "criserver: %v\n", err)
+	}
+	if ended := (containerError{}); errors.As(err, &ended) {
+		os.Exit(int(ended.code))
+	}
+	os.Exit(1)
 }
 
 // newRoot returns the command line.

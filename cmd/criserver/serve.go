@@ -48,8 +48,9 @@ func newServe(flags *flags) *cobra.Command {
 
 // serve serves until ctx ends.
 func serve(ctx context.Context, config Config, log *slog.Logger) error {
-	for what, dir := range map[string]string{"root": config.Root, "state": config.State} {
-		lock, err := lockDir(what, dir)
+	// Always in this order: of two that start at once, one gets both.
+	for _, dir := range []struct{ what, path string }{{"root", config.Root}, {"state", config.State}} {
+		lock, err := lockDir(dir.what, dir.path)
 		if err != nil {
 			return err
 		}
