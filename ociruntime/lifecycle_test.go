@@ -129,6 +129,55 @@ func TestDevicesThatEveryContainerHas(t *testing.T) {
 	}
 }
 
+// The kernel refuses to resolve ".." inside a root (EAGAIN) if it met a mount or rename anywhere on the machine.
+func TestDestinationsWhileOthersMount(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	if err := os.Symlink(strings.Repeat("../", 200)+"etc/passwd", filepath.Join(f.root, "etc/long")); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	churned := make(chan error, 1)
+	go func() { churned <- churn(done) }()
+	t.Cleanup(func() {
+		close(done)
+		if err := <-churned; err != nil {
+			t.Error(err)
+		}
+	})
+	spec := DefaultSpec("true")
+	spec.Linux.ReadonlyPaths = slices.Repeat([]string{"/etc/long"}, 50)
+	for range 10 {
+		if _, exit := f.run(t, p, spec); exit.Code != 0 {
+			t.Errorf("exit code %d", exit.Code)
+		}
+	}
+}
+
+// churn renames until done is closed, which the kernel counts like mounting and which is cheaper.
+func churn(done <-chan struct{}) error {
+	dir, err := os.MkdirTemp("", "churn")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	if err := os.Mkdir(a, 0o700); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-done:
+			return nil
+		default:
+		}
+		if err := os.Rename(a, b); err != nil {
+			return err
+		}
+		a, b = b, a
+	}
+}
+
 // waitLog blocks until a log contains text.
 func waitLog(t testing.TB, path, text string) {
 	t.Helper()

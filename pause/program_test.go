@@ -81,6 +81,24 @@ func TestLongProgram(t *testing.T) {
 	})
 }
 
+// TestRepeatedInstruction: a call that is to be repeated outlives EAGAIN.
+func TestRepeatedInstruction(t *testing.T) {
+	eachBinary(t, func(t *testing.T, binary string) {
+		p := startPause(t, binary)
+		out, exit := p.exec(1, plain, func(b *program.Builder) {
+			timer := b.Call("timer", unix.SYS_TIMERFD_CREATE, unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK).Keep()
+			in20ms := make([]byte, 32) // struct itimerspec
+			nativeEndian.PutUint64(in20ms[24:], 20e6)
+			b.Call("arm", unix.SYS_TIMERFD_SETTIME, timer, 0, program.Bytes(in20ms), nil)
+			b.Call("wait", unix.SYS_READ, timer, program.Bytes(make([]byte, 8)), 8).Again()
+			shell(b, "echo over")
+		})
+		if out != "over\n" || exit.Status != 0 {
+			t.Errorf("got %q, status %#x", out, exit.Status)
+		}
+	})
+}
+
 // TestFailedInstruction wants the index and errno of the instruction that failed, and nothing left behind.
 func TestFailedInstruction(t *testing.T) {
 	tests := []struct {

@@ -41,7 +41,7 @@ type tree struct {
 
 // open resolves a path inside the root.
 func (t tree) open(what, p string, flags, mode uint64) program.Call {
-	return t.b.Call(what, unix.SYS_OPENAT2, t.root, program.String(inRoot(p)), program.Bytes(mount.How(flags, mode)), openHowSize)
+	return t.b.Call(what, unix.SYS_OPENAT2, t.root, program.String(inRoot(p)), program.Bytes(mount.How(flags, mode)), openHowSize).Again()
 }
 
 // inRoot makes a path relative; RESOLVE_IN_ROOT treats both alike.

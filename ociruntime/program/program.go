@@ -26,6 +26,7 @@ const (
 	instrExec    = 1
 	instrNonzero = 2
 	instrZero    = 4
+	instrAgain   = 8
 
 	relocBlob  = 0
 	relocFD    = 1
@@ -343,6 +344,12 @@ func (c Call) Nonzero() Call {
 // Zero makes a result other than 0 a failure: a poll found that pause is gone.
 func (c Call) Zero() Call {
 	c.b.p.instrs[c.i].flags |= instrZero
+	return c
+}
+
+// Again repeats the call while it fails with EAGAIN, as openat2 does when a ".." met a mount or rename elsewhere.
+func (c Call) Again() Call {
+	c.b.p.instrs[c.i].flags |= instrAgain
 	return c
 }
 

@@ -13,7 +13,7 @@ import (
 func sample() *Builder {
 	b := New()
 	end := b.NewLabel()
-	fd := b.Call("open a file", unix.SYS_OPENAT, unix.AT_FDCWD, String("/a"), unix.O_RDONLY).Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(end).Keep()
+	fd := b.Call("open a file", unix.SYS_OPENAT, unix.AT_FDCWD, String("/a"), unix.O_RDONLY).Again().Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(end).Keep()
 	b.Call("read it", unix.SYS_READ, fd, Bytes(make([]byte, 16)), 16).Nonzero()
 	b.Call("poll", unix.SYS_POLL, Struct{Data: make([]byte, 8), Words: []Word{{0, Pause{}}}}, 1, 0).Zero()
 	b.Place(end)
@@ -27,7 +27,7 @@ func TestText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `  0  $0 = openat(AT_FDCWD, "/a", 0) | ENOENT or ENOTDIR -> 3  # open a file
+	want := `  0  $0 = openat(AT_FDCWD, "/a", 0) again | ENOENT or ENOTDIR -> 3  # open a file
   1  read($0, 00000000000000000000000000000000, 0x10) != 0  # read it
   2  poll({0000000000000000 +0:pause}, 1, 0) == 0  # poll
   3  dup3(fd[2], 0, 0) | any error  # duplicate

@@ -59,13 +59,16 @@ func (p *Program) Text() string {
 // outcome says what follows the call if that is not simply the next one.
 func (p *Program) outcome(in instr) string {
 	var s string
+	if in.flags&instrAgain != 0 {
+		s = " again"
+	}
 	switch {
 	case in.err == anyError:
-		s = " | any error"
+		s += " | any error"
 	case in.err2 != 0:
-		s = " | " + unix.ErrnoName(unix.Errno(in.err)) + " or " + unix.ErrnoName(unix.Errno(in.err2))
+		s += " | " + unix.ErrnoName(unix.Errno(in.err)) + " or " + unix.ErrnoName(unix.Errno(in.err2))
 	case in.err != 0:
-		s = " | " + unix.ErrnoName(unix.Errno(in.err))
+		s += " | " + unix.ErrnoName(unix.Errno(in.err))
 	}
 	if in.errSkip != 0 {
 		s += fmt.Sprintf(" -> %d", p.labels[in.errSkip-1])

@@ -50,7 +50,7 @@ void program_unmap(struct program *p)
 static bool instr_valid(const struct program_header *h, const struct program_instr *in, uint32_t i)
 {
 	uint32_t left = h->ninstr - i - 1;
-	return (in->flags & ~(INSTR_EXEC | INSTR_NONZERO | INSTR_ZERO)) == 0 && in->dst <= h->nslots && in->err_skip <= left && in->ok_skip <= left;
+	return (in->flags & ~(INSTR_EXEC | INSTR_NONZERO | INSTR_ZERO | INSTR_AGAIN)) == 0 && in->dst <= h->nslots && in->err_skip <= left && in->ok_skip <= left;
 }
 
 static bool reloc_valid(const struct program_header *h, const struct program_reloc *r)
@@ -129,7 +129,10 @@ static void relocate(const struct program *p, const struct program_reloc *r, con
 static long run_one(const struct program_instr *in)
 {
 	const uint64_t *a = in->args;
-	long got = sys(in->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+	long got;
+	do {
+		got = sys(in->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+	} while (got == -EAGAIN && (in->flags & INSTR_AGAIN) != 0);
 	if ((in->flags & INSTR_NONZERO) != 0 && got == 0)
 		return -EPIPE;
 	if ((in->flags & INSTR_ZERO) != 0 && got != 0 && !sys_failed(got))

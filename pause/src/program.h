@@ -43,6 +43,7 @@ struct program_header {
 			  * at the end EACCES is reported if any candidate met it, else ENOENT */
 #define INSTR_NONZERO 2u /* a result of 0 is a failure (EPIPE): a synchronising read whose writer is gone */
 #define INSTR_ZERO 4u	 /* a result other than 0 is a failure (ESRCH): the poll that asks whether pause lives */
+#define INSTR_AGAIN 8u	 /* repeated while it fails with EAGAIN: openat2, whose ".." met a mount or rename elsewhere */
 
 #define INSTR_ANY_ERROR 0xffffu /* instr.err: tolerate every errno */
 
