@@ -4,9 +4,9 @@ GO      := CGO_ENABLED=0 go
 export GOTOOLCHAIN ?= auto
 export PATH := $(PATH):/usr/local/go/bin
 
-.PHONY: help build run test check lint bench soak clean
+.PHONY: help build run test check lint bench soak clean vm-test
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/criserver, bin/pause and the network plugins in bin/cni
 	@mkdir -p bin/cni
@@ -31,6 +31,9 @@ bench: ## measure, beside Debian's containerd + runc where they are installed
 
 soak: build ## live lives of pods while criserver is killed all the time; SOAK=1h for longer than ten minutes
 	$(GO) test -run Soak ./test/soak -v -timeout 0 -soak $(or $(SOAK),10m) -soak.bin $(CURDIR)/bin
+
+vm-test: ## run tests in guests with cgroup v2, systemd and other kernels; FLAVOURS="minimal systemd" for some
+	@go run ./hack/vm test $(FLAVOURS)
 
 clean: ## remove what was built
 	rm -rf bin

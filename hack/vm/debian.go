@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+const mirror = "http://deb.debian.org/debian"
+
+// tree is a directory that mmdebstrap fills with packages of a suite.
+type tree struct {
+	suite    string
+	variant  string // extract: unpacked only; minbase: installed
+	packages []string
+	options  []string
+}
+
+func (t tree) args(dir string) []string {
+	args := []string{"--quiet", "--variant=" + t.variant, "--format=directory", "--include=" + strings.Join(t.packages, ",")}
+	if t.variant == "extract" { // else it is a package's script that makes /bin, /lib and others links into /usr
+		args = append(args, "--hook-directory=/usr/share/mmdebstrap/hooks/merged-usr")
+	}
+	args = append(args, t.options...)
+	suite, _ := strings.CutSuffix(t.suite, "-backports")
+	args = append(args, suite, dir, source(suite))
+	if suite != t.suite {
+		args = append(args, source(t.suite))
+	}
+	return args
+}
+
+func source(suite string) string { return "deb " + mirror + " " + suite + " main" }
+
+// inputs is what decides what the tree has, but for the day on which it is made.
+func (t tree) inputs() []string { return t.args("") }
+
+func (t tree) make(ctx context.Context, dir string) error {
+	return tell(ctx, "/", "mmdebstrap", t.args(dir)...)
+}
+
+// qemu is Debian's newest for this release: that of bookworm itself corrupts guests. It is unpacked with all libraries, so
+// that it is the same on any machine.
+var qemu = func() recipe {
+	t := tree{suite: "bookworm-backports", variant: "extract", packages: []string{"qemu-system-x86"},
+		options: []string{`--aptopt=APT::Default-Release "bookworm-backports"`}}
+	return recipe{name: "qemu", inputs: t.inputs(), make: t.make}
+}()
+
+// qemuCommand returns how the qemu in dir is called, and its environment.
+func qemuCommand(dir string) (command, env []string) {
+	lib := filepath.Join(dir, "usr/lib/x86_64-linux-gnu")
+	command = []string{filepath.Join(lib, "ld-linux-x86-64.so.2"), "--library-path", lib, filepath.Join(dir, "usr/bin/qemu-system-x86_64")}
+	for _, data := range []string{"usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"} {
+		command = append(command, "-L", filepath.Join(dir, data))
+	}
+	return command, append(os.Environ(), "QEMU_MODULE_DIR="+filepath.Join(lib, "qemu"))
+}
+
+// What all roots have: what the flavours run on, and what tests look for.
+var rootPackages = []string{
+	"systemd", "systemd-sysv", "dbus", "kmod", "iproute2", "procps", "util-linux", "mount", "ca-certificates",
+	"apparmor", "busybox-static", "docker-registry", "nftables", "iptables", "erofs-utils", "runc",
+}
+
+const rootSize = "6G" // sparse
+
+// rootOf makes a root file system for guests with a security module, as root.ext4.
+func rootOf(security string) recipe {
+	t := tree{suite: "bookworm", variant: "minbase", packages: rootPackages,
+		options: []string{"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"}}
+	return recipe{name: "root-" + security, inputs: append(t.inputs(), rootSize), make: func(ctx context.Context, dir string) error {
+		root := filepath.Join(dir, "root")
+		if err := t.make(ctx, root); err != nil {
+			return err
+		}
+		if err := tell(ctx, dir, "/sbin/mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", root, "root.ext4", rootSize); err != nil {
+			return err
+		}
+		return os.RemoveAll(root)
+	}}
+}
+
+// erofsImage packs a directory.
+func erofsImage(ctx context.Context, image, dir string) error {
+	if err := tell(ctx, "/", "mkfs.erofs", "--quiet", image, dir); err != nil {
+		return fmt.Errorf("pack %s: %w", dir, err)
+	}
+	return nil
+}

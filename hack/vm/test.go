@@ -1,0 +1,5 @@
+package main
+
+import "context"
+
+func runTests(ctx context.Context, args []string) error { return errUsage }
