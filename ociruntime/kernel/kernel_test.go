@@ -70,6 +70,47 @@ func TestProbesAgreeWithTheVersion(t *testing.T) {
 	}
 }
 
+// The options of cgroup2 belong to its one superblock: whoever mounts it from the initial cgroup namespace sets them for
+// the host, and systemd's nsdelegate and memory_recursiveprot would be gone.
+func TestProbesKeepOptionsOfCgroup2(t *testing.T) {
+	needRoot(t)
+	const option = "memory_recursiveprot"
+	if has, err := hostCgroup2Has(option); err != nil {
+		t.Skip(err)
+	} else if !has {
+		mountCgroup2(t, setFlag(option))
+		t.Cleanup(func() { mountCgroup2(t) })
+	}
+	if err := CgroupKill.probe(); err != nil && !errors.Is(err, errAbsent) {
+		t.Fatal(err)
+	}
+	if has, err := hostCgroup2Has(option); !has || err != nil {
+		t.Errorf("the host's cgroup2 has %s after the probe: %v, %v", option, has, err)
+	}
+}
+
+func mountCgroup2(t *testing.T, options ...func(int) error) {
+	t.Helper()
+	fd, err := detached("cgroup2", options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeFD(fd, nil)
+}
+
+func hostCgroup2Has(option string) (bool, error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if _, super, ok := strings.Cut(line, " - cgroup2 "); ok {
+			return strings.Contains(super, option), nil
+		}
+	}
+	return false, errors.New("no cgroup2 is mounted")
+}
+
 func TestProbesLeaveNothing(t *testing.T) {
 	needRoot(t)
 	look := func() string {

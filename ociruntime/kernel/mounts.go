@@ -64,8 +64,8 @@ func named(key string, err error) error {
 
 func viaProc(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// inPrivateNamespace runs f on a thread with a mount namespace of its own, in which a new tmpfs is attached at dir. The
-// thread, and with it the namespace and the mounts in it, ends with f.
+// inPrivateNamespace runs f on a thread with a mount and a cgroup namespace of its own, and a new tmpfs attached at dir. The
+// thread, and with it the namespaces and the mounts in them, ends with f.
 func inPrivateNamespace(f func(dir string) error) error {
 	dir, err := os.MkdirTemp("", "criserver-probe-")
 	if err != nil {
@@ -75,8 +75,8 @@ func inPrivateNamespace(f func(dir string) error) error {
 	go func() {
 		runtime.LockOSThread() // for good: the Go runtime ends a thread that is still locked with its goroutine
 		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-				return fmt.Errorf("unshare the mount namespace: %w", err)
+			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP); err != nil {
+				return fmt.Errorf("unshare the mount and cgroup namespaces: %w", err)
 			}
 			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 				return fmt.Errorf("make mounts private: %w", err)

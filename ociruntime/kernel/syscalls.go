@@ -101,17 +101,20 @@ var CloneIntoCgroup = Probe("clone-into-cgroup", "5.7", func() error {
 	return absentIf(errno, unix.E2BIG, unix.EINVAL, unix.ENOSYS)
 }).optional("processes enter cgroup v2 leaves after their birth, each start and exec some 10 ms later")
 
-// CgroupKill looks for the file in a group made for it.
-var CgroupKill = Probe("cgroup.kill", "5.14", func() (err error) {
-	root, err := detached("cgroup2")
-	if err != nil {
-		return absentIf(err, unix.ENODEV)
-	}
-	defer unix.Close(root)
-	name := "criserver-probe-" + unique()
-	if err := unix.Mkdirat(root, name, 0o755); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, unix.Unlinkat(root, name, unix.AT_REMOVEDIR)) }()
-	return absentIf(unix.Faccessat(root, name+"/cgroup.kill", unix.W_OK, 0), unix.ENOENT)
+// CgroupKill looks for the file in a group made for it, below that of this process: mounted from the initial cgroup
+// namespace, cgroup2 would take the options of that mount for the whole host.
+var CgroupKill = Probe("cgroup.kill", "5.14", func() error {
+	return inPrivateNamespace(func(string) (err error) {
+		root, err := detached("cgroup2")
+		if err != nil {
+			return absentIf(err, unix.ENODEV)
+		}
+		defer unix.Close(root)
+		name := "criserver-probe-" + unique()
+		if err := unix.Mkdirat(root, name, 0o755); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, unix.Unlinkat(root, name, unix.AT_REMOVEDIR)) }()
+		return absentIf(unix.Faccessat(root, name+"/cgroup.kill", unix.W_OK, 0), unix.ENOENT)
+	})
 }).optional("containers are killed by way of the freezer")
