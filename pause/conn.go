@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +31,7 @@ type Conn struct {
 	hello Hello
 	pidfd *os.File
 
-	write sync.Mutex // one request's packets stay together
+	write chan struct{} // holds one token: whoever has it may send, so that a request's packets stay together
 
 	mu      sync.Mutex
 	nextID  uint32
@@ -85,7 +86,8 @@ func NewConn(ctx context.Context, f *os.File) (*Conn, error) {
 
 // handshake reads the answer to HELLO by itself, because nobody calls Next yet.
 func handshake(ctx context.Context, sock *net.UnixConn) (*Conn, error) {
-	c := &Conn{sock: sock, nextID: 1, waiting: make(map[uint32]*call)}
+	c := &Conn{sock: sock, write: make(chan struct{}, 1), nextID: 1, waiting: make(map[uint32]*call)}
+	c.write <- struct{}{}
 	stop := context.AfterFunc(ctx, func() { _ = sock.Close() })
 	defer stop()
 	err := c.greet()
@@ -280,10 +282,10 @@ func (c *Conn) end(err error) {
 	}
 }
 
-// request sends one request and waits for its answers. A ctx that ends first only ends the waiting: descriptors
-// that arrive later are closed.
+// request sends one request and waits for its answers. A ctx that ends once pause has the request only ends the
+// waiting: descriptors that arrive later are closed.
 func (c *Conn) request(ctx context.Context, t messageType, body any, files []*os.File) ([]packet, error) {
-	id, w, err := c.ask(t, body, files)
+	id, w, err := c.ask(ctx, t, body, files)
 	if err != nil {
 		return nil, err
 	}
@@ -298,8 +300,8 @@ func (c *Conn) request(ctx context.Context, t messageType, body any, files []*os
 	return w.answers()
 }
 
-// ask sends one request, and returns when pause has it: files may be closed then.
-func (c *Conn) ask(t messageType, body any, files []*os.File) (uint32, *call, error) {
+// ask sends one request, and returns when pause has it: files may be closed then. When it fails pause will not act on it.
+func (c *Conn) ask(ctx context.Context, t messageType, body any, files []*os.File) (uint32, *call, error) {
 	w := &call{done: make(chan struct{})}
 	c.mu.Lock()
 	if c.ended != nil {
@@ -314,8 +316,10 @@ func (c *Conn) ask(t messageType, body any, files []*os.File) (uint32, *call, er
 	c.waiting[id] = w
 	c.mu.Unlock()
 
-	if err := c.send(t, id, body, files); err != nil {
-		c.forget(id, w)
+	if err := c.send(ctx, t, id, body, files); err != nil {
+		c.mu.Lock()
+		delete(c.waiting, id)
+		c.mu.Unlock()
 		return 0, nil, fmt.Errorf("send to pause: %w", err)
 	}
 	return id, w, nil
@@ -354,13 +358,42 @@ func closeAll(packets []packet) {
 	}
 }
 
-func (c *Conn) send(t messageType, id uint32, body any, files []*os.File) error {
+func (c *Conn) send(ctx context.Context, t messageType, id uint32, body any, files []*os.File) error {
 	fds := make([]int, len(files))
 	for i, f := range files {
 		fds[i] = int(f.Fd())
 	}
-	c.write.Lock()
-	defer c.write.Unlock()
+	select {
+	case <-c.write:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { c.write <- struct{}{} }()
+	defer c.stopWritingWith(ctx)()
+	err := c.sendPackets(t, id, body, fds)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return ctx.Err()
+	}
+	return err
+}
+
+// stopWritingWith makes a write end with ctx, until the function that it returns is called.
+func (c *Conn) stopWritingWith(ctx context.Context) func() {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.sock.SetWriteDeadline(time.Unix(1, 0)) // fails once the socket is closed, as the write does
+		close(ended)
+	})
+	return func() {
+		if !stop() {
+			<-ended
+			_ = c.sock.SetWriteDeadline(time.Time{})
+		}
+	}
+}
+
+// sendPackets may fail half way: pause drops what came for a request when it hears of the next one.
+func (c *Conn) sendPackets(t messageType, id uint32, body any, fds []int) error {
 	for len(fds) > maxFDs {
 		if err := c.sendPacket(encode(msgFDs, id, nil), fds[:maxFDs]); err != nil {
 			return err

@@ -2,6 +2,7 @@ package pause
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -120,8 +121,8 @@ type Start struct {
 	Program *os.File   // sealed, see Seal
 	Files   []*os.File // that the Program refers to
 
-	// Late is told the result of a start whose caller has stopped waiting, in a goroutine that ends with it or with the
-	// connection. It owns the PidFD. nil: nobody wants to know.
+	// Late is told the result of a start that returned the error of its ctx, in a goroutine that ends with it or with
+	// the connection. It owns the PidFD. nil: nobody wants to know.
 	Late func(Started, error)
 }
 
@@ -144,8 +145,11 @@ func (c *Conn) Start(ctx context.Context, s Start) (Started, error) {
 	if s.Late == nil {
 		return started(c.request(ctx, msgStart, s.body(), s.files()))
 	}
-	_, w, err := c.ask(msgStart, s.body(), s.files())
+	_, w, err := c.ask(ctx, msgStart, s.body(), s.files())
 	if err != nil {
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			go s.Late(Started{}, err)
+		}
 		return Started{}, err
 	}
 	select {

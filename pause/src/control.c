@@ -19,6 +19,7 @@ static bool listener_rests;
 static bool choked;  /* blocked for want of something else: only time helps */
 static uint32_t armed = EPOLLIN;
 static uint32_t npending; /* of tables.pending */
+static uint32_t pending_for; /* id of the request that they came for */
 static bool pending_overflow;
 
 /* The answer to the last request, if it could not be sent at once. */
@@ -37,13 +38,14 @@ union control_data {
 
 static union control_data data; /* of the packet at hand; the stack stays on one page */
 
-static void close_all(int *fds, uint32_t n)
+/* Closes what nobody took of the descriptors of a request. */
+static void drop_pending(void)
 {
-	for (uint32_t i = 0; i < n; i++) {
-		if (fds[i] != 0)
-			(void)sys(SYS_close, fds[i]);
-		fds[i] = 0;
-	}
+	for (uint32_t i = 0; i < npending; i++)
+		if (tables.pending[i] != 0)
+			(void)sys(SYS_close, tables.pending[i]);
+	npending = 0;
+	pending_overflow = false;
 }
 
 static int peer_uid(int fd, uint32_t *uid)
@@ -91,9 +93,8 @@ int control_init(bool adopted)
 static void control_close(void)
 {
 	unwatch_close(&control);
-	close_all(tables.pending, npending);
-	npending = 0;
-	pending_overflow = blocked = answer.waits = listing = control_greeted = false;
+	drop_pending();
+	blocked = answer.waits = listing = control_greeted = false;
 	control_serial++;
 	starts_answer(); /* nobody waits for these any more */
 	tasks_answer();
@@ -276,6 +277,9 @@ static void control_read(void)
 	long n = sys(SYS_recvmsg, control, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (n == -EAGAIN || n == -EINTR)
 		return;
+	if (h.id != pending_for)
+		drop_pending(); /* the sender gave up half way */
+	pending_for = h.id;
 	int err = sys_failed(n) ? 0 : take_fds(&m);
 	if (n <= 0) {
 		control_close();
@@ -297,9 +301,7 @@ static void control_read(void)
 		request_serve(&r);
 	else
 		reply_failed(r.id, -err);
-	close_all(tables.pending, npending);
-	npending = 0;
-	pending_overflow = false;
+	drop_pending();
 	control_resume();
 }
 

@@ -26,7 +26,7 @@
 enum msg_type {
 	/* requests: each is answered by MSG_OK (or the answer named) or MSG_FAILED with the same id */
 	MSG_HELLO = 1,	 /* -> MSG_WELCOME */
-	MSG_FDS = 2,	 /* no answer: descriptors for the next request */
+	MSG_FDS = 2,	 /* no answer: descriptors for the request of the same id */
 	MSG_BOOT = 3,	 /* once, before all but HELLO: pause runs a Program in itself. fds: program, its own */
 	MSG_ADD = 4,	 /* register a container. fds: see enum add_fd */
 	MSG_START = 5,	 /* -> MSG_STARTED. fds: program, [cgroup], [join], program's own */
