@@ -27,7 +27,7 @@ const (
 )
 
 // startBound is how long a criserver may take until it is ready.
-const startBound = 20 * time.Second
+var startBound = patience * 60 * time.Second
 
 // daemons are all that were made, for the end of the suite.
 var daemons []*daemon
@@ -78,7 +78,8 @@ func makeDaemon(name, store string) (*daemon, error) {
 			return nil, err
 		}
 	}
-	text := fmt.Sprintf(`address = %q
+	text := fmt.Sprintf(`cgroup_driver = %q
+address = %q
 root = %q
 state = %q
 pause = %q
@@ -93,7 +94,7 @@ bridge = %q
 subnets = ["10.99.%d.0/24", "fd99:%d::/64"]
 [images]
 store = %q
-`, d.socket(), d.root(), d.state(), filepath.Join(suite.dir, "bin", "pause"), d.certs(), d.cniDir(), d.plugins(), filepath.Join(suite.dir, "bin", "cni"),
+`, suite.driver, d.socket(), d.root(), d.state(), filepath.Join(suite.dir, "bin", "pause"), d.certs(), d.cniDir(), d.plugins(), filepath.Join(suite.dir, "bin", "cni"),
 		d.bridge, n, n, store)
 	if err := os.WriteFile(d.config(), []byte(text), 0o644); err != nil {
 		return nil, err

@@ -28,8 +28,14 @@ const debianBound = 5 * time.Minute
 // debianCommand makes the root. The image that is kept is found by a digest of it.
 var debianCommand = []string{"mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=path-exclude=/usr/share/doc/*", "bookworm", "-", "http://deb.debian.org/debian"}
 
+// debianEnv names an OCI layout to be used instead of the one that is made once.
+const debianEnv = "CRITEST_DEBIAN"
+
 // debianLayout is the directory of the image, an OCI layout that outlives the suite.
 func debianLayout() (string, error) {
+	if dir := os.Getenv(debianEnv); dir != "" {
+		return dir, nil
+	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
@@ -153,7 +159,7 @@ func TestDebian(t *testing.T) {
 			{"writes", "cp -a /usr/lib/apt /root/ && diff -r /usr/lib/apt /root/apt && rm -r /root/apt && echo same", "same\n"},
 		} {
 			t.Run(row.name, func(t *testing.T) {
-				r, err := c.tryExec(t, 30, "bash", "-c", row.script)
+				r, err := c.tryExec(t, execBound, "bash", "-c", row.script)
 				if err != nil || r.GetExitCode() != 0 || string(r.GetStdout()) != row.want {
 					t.Errorf("%q instead of %q; stderr %q, exit code %d: %v", r.GetStdout(), row.want, r.GetStderr(), r.GetExitCode(), err)
 				}

@@ -44,7 +44,7 @@ func TestExec(t *testing.T) {
 		{"no foreign descriptors", []string{"ls", "/proc/self/fd"}, 0, "0\n1\n2\n3\n", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			r, err := c.tryExec(t, 10, row.cmd...)
+			r, err := c.tryExec(t, execBound, row.cmd...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,7 +78,7 @@ func TestExecRefused(t *testing.T) {
 		{"directory", running.id, []string{"/etc"}, codes.Unknown, "permission denied"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := d.runtime.ExecSync(bounded(t), &cri.ExecSyncRequest{ContainerId: row.id, Cmd: row.cmd, Timeout: 10})
+			_, err := d.runtime.ExecSync(bounded(t), &cri.ExecSyncRequest{ContainerId: row.id, Cmd: row.cmd, Timeout: execBound})
 			refused(t, err, row.code, row.text)
 		})
 	}
@@ -92,7 +92,7 @@ func TestExecTimeout(t *testing.T) {
 	began := time.Now()
 	_, err := c.tryExec(t, 1, "sh", "-c", "trap '' TERM; sleep 7777 & sleep 7777")
 	refused(t, err, codes.DeadlineExceeded, "1s")
-	if took := time.Since(began); took < time.Second || took > 5*time.Second {
+	if took := time.Since(began); took < time.Second {
 		t.Errorf("took %v", took)
 	}
 	if n := running(t, "sleep 7777"); n != 0 {
@@ -117,7 +117,7 @@ func TestExecCancelled(t *testing.T) {
 	eventually(t, rpcBound, "the command runs", func() bool { return running(t, "sleep 7778") == 1 })
 	cancel()
 	refused(t, <-ended, codes.Canceled)
-	eventually(t, 5*time.Second, "the command is gone", func() bool { return running(t, "sleep 7778") == 0 })
+	eventually(t, settleBound, "the command is gone", func() bool { return running(t, "sleep 7778") == 0 })
 }
 
 // A child that keeps the output open does not keep the call.
@@ -125,14 +125,10 @@ func TestExecBackgroundChild(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d)
 	c := p.start(t, idle)
-	for _, timeout := range []int64{0, 30} {
-		began := time.Now()
+	for _, timeout := range []int64{0, execBound} {
 		r, err := c.tryExec(t, timeout, "sh", "-c", "sleep 7779 & echo begun")
 		if err != nil || string(r.GetStdout()) != "begun\n" || r.GetExitCode() != 0 {
 			t.Errorf("timeout %d: %v, %v", timeout, r, err)
-		}
-		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("timeout %d: took %v", timeout, took)
 		}
 	}
 }
@@ -150,7 +146,7 @@ func TestExecLargeOutput(t *testing.T) {
 		{"more, twice", "head -c 20000000 /dev/zero & head -c 17000000 /dev/zero >&2; wait", 16 << 20, 16 << 20},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			r, err := c.tryExec(t, 30, "sh", "-c", row.script)
+			r, err := c.tryExec(t, execBound, "sh", "-c", row.script)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,7 +166,7 @@ func TestExecParallel(t *testing.T) {
 	for range workers {
 		go func() {
 			for range each {
-				r, err := d.runtime.ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"echo", "x"}, Timeout: 30})
+				r, err := d.runtime.ExecSync(bounded(t), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"echo", "x"}})
 				if err == nil && string(r.GetStdout()) != "x\n" {
 					t.Errorf("stdout %q", r.GetStdout())
 				}

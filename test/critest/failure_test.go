@@ -2,14 +2,19 @@ package critest
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -96,6 +101,9 @@ func TestBadContainers(t *testing.T) {
 		{"swap below memory", func(c *cri.ContainerConfig) {
 			c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 100<<20, 50<<20
 		}, codes.InvalidArgument, "memory_swap_limit_in_bytes"},
+		{"huge pages of another machine", func(c *cri.ContainerConfig) {
+			c.Linux.Resources.HugepageLimits = []*cri.HugepageLimit{{PageSize: "32MB", Limit: 64 << 20}}
+		}, codes.Unknown, "32MB"},
 		{"OOM score", func(c *cri.ContainerConfig) { c.Linux.Resources.OomScoreAdj = 1001 }, codes.InvalidArgument, "oom_score_adj"},
 		{"cpuset", func(c *cri.ContainerConfig) { c.Linux.Resources.CpusetCpus = "zero" }, codes.InvalidArgument, "cpuset_cpus"},
 		{"cpuset of another machine", func(c *cri.ContainerConfig) { c.Linux.Resources.CpusetCpus = "500" }, codes.Unknown, "cpuset"},
@@ -178,6 +186,7 @@ func TestBadLayers(t *testing.T) {
 			{"path traversal", registry.Layer{Files: []registry.File{file("../../escape", "x", 0o644)}}, "path leads out of the layer"},
 			{"file as a directory", registry.Layer{Files: []registry.File{file("f", "x", 0o644), file("f/g", "x", 0o644)}}, "f/g"},
 			{"too deep", registry.Layer{Files: []registry.File{file(strings.Repeat("d/", 5000)+"f", "x", 0o644)}}, "stage layer"},
+			{"too large", registry.Layer{Tar: hugeHeader(t)}, "more than the limit"},
 			{"no tar", registry.Layer{Tar: []byte(strings.Repeat("this is no tar ", 100))}, "tar"},
 			{"cut off", registry.Layer{Tar: registry.Tar(t, file("f", strings.Repeat("x", 5000), 0o644))[:2000]}, "unexpected EOF"},
 		} {
@@ -200,6 +209,16 @@ func TestBadLayers(t *testing.T) {
 			}
 		})
 	})
+}
+
+// hugeHeader begins an archive with a file of two tebibytes.
+func hugeHeader(t *testing.T) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	if err := tar.NewWriter(&buf).WriteHeader(&tar.Header{Name: "huge", Typeflag: tar.TypeReg, Size: 2 << 40, Format: tar.FormatGNU}); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
 }
 
 // Images that are not what their digests or manifests say.
@@ -243,23 +262,49 @@ func TestBadImages(t *testing.T) {
 	refused(t, err, codes.InvalidArgument, "image")
 }
 
+// serveImage is a registry of one image that tells the truth, but for its layer, for which answer is asked.
+func serveImage(img *registry.Image, answer func(w http.ResponseWriter, r *http.Request, layer []byte)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		switch name := digest.Digest(path.Base(r.URL.Path)); {
+		case strings.Contains(r.URL.Path, "/manifests/"):
+			w.Header().Set("Content-Type", img.Desc.MediaType)
+			_, _ = w.Write(img.Manifest) // the client may be gone
+		case name == img.ID:
+			_, _ = w.Write(img.Config) // the client may be gone
+		default:
+			answer(w, r, bytes.Clone(img.Blobs[name]))
+		}
+	}
+}
+
+// half answers with the first half of data.
+func half(w http.ResponseWriter, data []byte) {
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+	_, _ = w.Write(data[:len(data)/2]) // the client may be gone
+	w.(http.Flusher).Flush()
+}
+
+// reset ends the connection with RST instead of FIN.
+func reset(w http.ResponseWriter) {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err == nil {
+		_ = conn.(*net.TCPConn).SetLinger(0) // closed all the same
+		_ = conn.Close()
+	}
+}
+
 // Registries that hang, reset and lie. The caller's deadline ends its wait.
 func TestBadRegistries(t *testing.T) {
 	d := use(t)
+	img := small(t, "liar", "gzip")
 	for _, row := range []struct {
 		name   string
 		answer http.HandlerFunc
 		code   codes.Code
 		text   string
 	}{
-		{"hangs", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, codes.DeadlineExceeded, "stage"},
-		{"resets", func(w http.ResponseWriter, _ *http.Request) {
-			conn, _, err := w.(http.Hijacker).Hijack()
-			if err == nil {
-				_ = conn.(*net.TCPConn).SetLinger(0) // RST instead of FIN
-				_ = conn.Close()
-			}
-		}, codes.DeadlineExceeded, "stage"},
+		{"hangs", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, codes.DeadlineExceeded, ""},
+		{"resets", func(w http.ResponseWriter, _ *http.Request) { reset(w) }, codes.DeadlineExceeded, ""},
 		{"answers nonsense", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
 			_, _ = w.Write([]byte("{nonsense")) // the client may be gone
@@ -268,15 +313,34 @@ func TestBadRegistries(t *testing.T) {
 		{"has a manifest of another digest", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
 			w.Header().Set("Docker-Content-Digest", "sha256:"+strings.Repeat("0", 64))
-			_, _ = w.Write(small(t, "liar", "gzip").Manifest) // the client may be gone
+			_, _ = w.Write(img.Manifest) // the client may be gone
 		}, codes.Unknown, "digest"},
+		{"hangs in the middle of a layer", serveImage(img, func(w http.ResponseWriter, r *http.Request, layer []byte) {
+			half(w, layer)
+			<-r.Context().Done()
+		}), codes.DeadlineExceeded, ""},
+		{"resets in the middle of a layer", serveImage(img, func(w http.ResponseWriter, _ *http.Request, layer []byte) {
+			half(w, layer)
+			reset(w)
+		}), codes.DeadlineExceeded, ""},
+		{"has a layer of another digest", serveImage(img, func(w http.ResponseWriter, _ *http.Request, layer []byte) {
+			_, _ = w.Write(bytes.Repeat([]byte("x"), len(layer))) // the client may be gone
+		}), codes.Unknown, "layer"},
+		{"has a layer that is longer than it says", serveImage(img, func(w http.ResponseWriter, _ *http.Request, layer []byte) {
+			_, _ = w.Write(append(layer, "more"...)) // the client may be gone
+		}), codes.Unknown, "layer"},
+		{"has lost the layer", serveImage(img, func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(http.StatusNotFound) }), codes.NotFound, "layer"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			server := httptest.NewServer(row.answer)
 			t.Cleanup(server.Close)
 			check(t, d)
-			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-			defer cancel()
+			ctx := bounded(t)
+			if row.code == codes.DeadlineExceeded {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 3*time.Second)
+				defer cancel()
+			}
 			ref := strings.TrimPrefix(server.URL, "http://") + "/x:y"
 			_, err := d.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
 			if row.code == codes.DeadlineExceeded {
@@ -291,7 +355,7 @@ func TestBadRegistries(t *testing.T) {
 // A full disk fails a pull with its cause, and nothing of it stays; a smaller image fits afterwards.
 func TestFullDisk(t *testing.T) {
 	use(t)
-	d, err := makeDaemon("full", storeOverlay)
+	d, err := makeDaemon(fmt.Sprintf("full%d", len(daemons)), storeOverlay)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +378,5 @@ func TestFullDisk(t *testing.T) {
 	_, err = d.images.PullImage(bounded(t), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: big}})
 	refused(t, err, codes.Unknown, "pull image", "no space left on device")
 	pull(t, d, suite.busybox)
-	if code, out := runPod(t, d).run(t, "echo fits"); code != 0 || out != "fits\n" {
-		t.Errorf("exit code %d, %q", code, out)
-	}
+	runPod(t, d).prints(t, "fits\n", "echo fits")
 }

@@ -16,8 +16,12 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// rpcBound is how long any one RPC of these tests may take.
-const rpcBound = 60 * time.Second
+// Bounds say that something hangs. None of them is part of what is tested: what ends sooner is not waited for.
+var (
+	rpcBound    = patience * 60 * time.Second // of one RPC, and of what its effect takes
+	settleBound = patience * 30 * time.Second // until what ends by itself must be gone, and the log has everything
+	execBound   = int64(rpcBound / time.Second)
+)
 
 func bounded(t testing.TB) context.Context {
 	t.Helper()
@@ -77,6 +81,14 @@ func (p *pod) stop(t testing.TB) {
 	if _, err := p.d.runtime.StopPodSandbox(bounded(t), &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
 		t.Errorf("StopPodSandbox: %v", err)
 	}
+}
+
+// cgroup is the directory of the pod's leaves in a hierarchy.
+func (p *pod) cgroup(point, parent string) string {
+	if suite.driver == driverSystemd {
+		return filepath.Join(point, parent, "cri-"+p.id+".scope")
+	}
+	return filepath.Join(point, parent)
 }
 
 // remove stops and removes the pod with all that is in it; doing it again does no harm.
@@ -155,7 +167,7 @@ func (p *pod) start(t testing.TB, script string, change ...func(*cri.ContainerCo
 	return c
 }
 
-// command runs a program without a shell: what StartContainer started is then known by its command line at once.
+// command runs a program without a shell.
 func command(argv ...string) func(*cri.ContainerConfig) {
 	return func(c *cri.ContainerConfig) { c.Command = argv }
 }
@@ -163,12 +175,14 @@ func command(argv ...string) func(*cri.ContainerConfig) {
 // idle is a script that runs until it is stopped, at once by SIGTERM as soon as it has said that it is ready.
 const idle = "trap 'exit 0' TERM; echo ready; while :; do sleep 1000 & wait $!; done"
 
-// run runs a container to its end and returns its exit code and its stdout and stderr as they stand in the log.
-func (p *pod) run(t testing.TB, script string, change ...func(*cri.ContainerConfig)) (code int32, output string) {
+// prints runs a container to its end, which must be a success, and wants its output.
+func (p *pod) prints(t testing.TB, want, script string, change ...func(*cri.ContainerConfig)) {
 	t.Helper()
 	c := p.start(t, script, change...)
-	s := c.wait(t)
-	return s.GetExitCode(), c.output(t)
+	if s := c.wait(t); s.GetExitCode() != 0 {
+		t.Errorf("exit code %d, output %q", s.GetExitCode(), c.output(t))
+	}
+	c.wrote(t, want)
 }
 
 func (c *container) status(t testing.TB) *cri.ContainerStatus {
@@ -213,7 +227,7 @@ func (c *container) tryExec(t testing.TB, timeout int64, cmd ...string) (*cri.Ex
 // exec runs a script in the container, which must succeed, and returns its stdout.
 func (c *container) exec(t testing.TB, script string) string {
 	t.Helper()
-	r, err := c.tryExec(t, 30, "sh", "-c", script)
+	r, err := c.tryExec(t, execBound, "sh", "-c", script)
 	if err != nil {
 		t.Fatalf("ExecSync %q: %v", script, err)
 	}
@@ -225,7 +239,7 @@ func (c *container) exec(t testing.TB, script string) string {
 
 func (c *container) log() string { return filepath.Join(c.p.logs, c.config.GetLogPath()) }
 
-// output is what the container wrote to both streams.
+// output is what the log has of both streams.
 func (c *container) output(t testing.TB) string {
 	t.Helper()
 	var all strings.Builder
@@ -242,6 +256,15 @@ func (c *container) output(t testing.TB) string {
 func (c *container) waitOutput(t testing.TB, text string) {
 	t.Helper()
 	eventually(t, rpcBound, fmt.Sprintf("container has written %q", text), func() bool { return strings.Contains(c.output(t), text) })
+}
+
+// wrote wants the output of a container that has ended. The log may come after the exit, which waits for a stalled one only
+// a moment.
+func (c *container) wrote(t testing.TB, want string) {
+	t.Helper()
+	if !within(settleBound, func() bool { return c.output(t) == want }) {
+		t.Errorf("output %q instead of %q", c.output(t), want)
+	}
 }
 
 // logLine is a line in CRI's format.
@@ -302,7 +325,8 @@ func write(t testing.TB, path, text string) string {
 	return path
 }
 
-// running counts the processes with this command line, in any container.
+// running counts the processes with this command line, in any container. In the middle of its execve a process has none:
+// that one runs is waited for, that none does is known once it cannot begin.
 func running(t testing.TB, command string) int { return len(pids(t, command)) }
 
 // pids are the processes with this command line, in any container.

@@ -73,6 +73,9 @@ func enterNamespaces() int {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID,
 		Pdeathsig:  unix.SIGKILL, // and the whole pid namespace with it
 	}
+	if suite.driver == driverSystemd { // which is told pids
+		cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWPID
+	}
 	ignored := make(chan os.Signal, 1)
 	signal.Notify(ignored, unix.SIGINT, unix.SIGQUIT) // the terminal sends them to the tests too, which end by them
 	err := cmd.Run()
@@ -91,6 +94,10 @@ func beInit() int {
 		return 2
 	}
 	if err := os.Setenv(stageEnv, stageTests); err != nil { // not appended: of two, the first would count
+		fmt.Fprintf(os.Stderr, "critest: %v\n", err)
+		return 2
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil { // where it is not PID 1
 		fmt.Fprintf(os.Stderr, "critest: %v\n", err)
 		return 2
 	}
@@ -121,24 +128,29 @@ func beInit() int {
 	}
 }
 
-// prepareNamespaces cuts the mount namespace off from the host's, and gives it a /proc and a /run of its own.
+// prepareNamespaces cuts the mount namespace off from the host's, and gives it a /proc and a /run of its own; with
+// systemd, whose socket is in /run and whose pids count, only a /run/netns.
 func prepareNamespaces() error {
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := detachOthers(); err != nil {
+	if suite.driver == driverCgroupfs {
+		if err := detachOthers(); err != nil {
+			return err
+		}
+		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return fmt.Errorf("mount /proc: %w", err)
+		}
+	}
+	ours := "/run" // network namespaces, locks of iptables
+	if suite.driver == driverSystemd {
+		ours = "/run/netns"
+	}
+	if err := os.MkdirAll(ours, 0o755); err != nil {
 		return err
 	}
-	for _, m := range []struct {
-		source, target, fsType string
-		flags                  uintptr
-	}{
-		{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
-		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV}, // network namespaces, locks of iptables
-	} {
-		if err := unix.Mount(m.source, m.target, m.fsType, m.flags, ""); err != nil {
-			return fmt.Errorf("mount %s: %w", m.target, err)
-		}
+	if err := unix.Mount("tmpfs", ours, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", ours, err)
 	}
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		return err

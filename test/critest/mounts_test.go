@@ -70,9 +70,7 @@ func TestMounts(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			c := p.start(t, row.script, mounts(row.mounts...))
 			c.wait(t)
-			if out := c.output(t); out != row.want {
-				t.Errorf("%q instead of %q", out, row.want)
-			}
+			c.wrote(t, row.want)
 			got := c.status(t).GetMounts()
 			if len(got) != len(row.mounts) || got[0].GetHostPath() != row.mounts[0].GetHostPath() || got[0].GetContainerPath() != row.mounts[0].GetContainerPath() {
 				t.Errorf("status has the mounts %v", got)
@@ -199,9 +197,7 @@ func TestDevices(t *testing.T) {
 		{"may be read only", "(true >/dev/loop-control) 2>&1 | grep -c permitted", &cri.Device{HostPath: "/dev/loop-control", ContainerPath: "/dev/loop-control", Permissions: "r"}, "1\n"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if _, out := p.run(t, row.script, device(row.device)); out != row.want {
-				t.Errorf("%q instead of %q", out, row.want)
-			}
+			p.prints(t, row.want, row.script, device(row.device))
 		})
 	}
 	_, err := p.tryCreate(t, containerConfig(idle, device(&cri.Device{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "r"})))

@@ -21,7 +21,7 @@ const serveText = "mkdir /tmp/www && hostname >/tmp/www/name && exec httpd -f -p
 // fetch asks an HTTP server for /name until it answers, and returns the last line of the answer.
 func fetch(t *testing.T, address string) (body string) {
 	t.Helper()
-	eventually(t, 20*time.Second, address+" answers", func() bool {
+	eventually(t, rpcBound, address+" answers", func() bool {
 		conn, err := net.DialTimeout("tcp", address, 2*time.Second)
 		if err != nil {
 			return false
@@ -212,23 +212,61 @@ func TestNetworkStatus(t *testing.T) {
 	}
 }
 
-// A plugin that takes longer than the caller waits: the same request again joins what is under way and gets its result.
-func TestNetworkPluginSlow(t *testing.T) {
-	d := use(t)
-	plugin(t, d, `[ "$CNI_COMMAND" = ADD ] || exit 0; sleep 1; echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.4/24"}]}'`)
+// slowPlugin has d use a plugin that ends only while the file hold is not there. It is there when this returns.
+func slowPlugin(t *testing.T, d *daemon, hold string) {
+	t.Helper()
+	plugin(t, d, `[ "$CNI_COMMAND" = ADD ] || exit 0; while [ -e `+hold+` ]; do sleep 0.02; done; echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.4/24"}]}'`)
+	t.Cleanup(func() { _ = os.Remove(hold) }) // gone, unless the test failed
 	eventually(t, rpcBound, "the new configuration counts", func() bool {
 		p := runPod(t, d, podNetwork)
 		defer p.remove(t)
 		return p.status(t).GetNetwork().GetIp() == "10.1.2.4"
 	})
-	config := podConfig(t, podNetwork)
-	impatient, cancel := context.WithTimeout(bounded(t), 200*time.Millisecond)
-	defer cancel()
-	_, err := d.runtime.RunPodSandbox(impatient, &cri.RunPodSandboxRequest{Config: config})
-	refused(t, err, codes.DeadlineExceeded)
+	write(t, hold, "")
+}
+
+// impatientPod asks for a pod and gives up as soon as its plugin runs. Nobody hears of the pod.
+func impatientPod(t *testing.T, d *daemon, config *cri.PodSandboxConfig) {
+	t.Helper()
+	impatient, cancel := context.WithCancel(bounded(t))
+	answer := make(chan error, 1)
+	go func() {
+		_, err := d.runtime.RunPodSandbox(impatient, &cri.RunPodSandboxRequest{Config: config})
+		answer <- err
+	}()
+	eventually(t, rpcBound, "the plugin runs", func() bool { return running(t, "/bin/sh "+pluginPath(d)) == 1 })
+	cancel()
+	refused(t, <-answer, codes.Canceled)
 	list, err := d.runtime.ListPodSandbox(bounded(t), &cri.ListPodSandboxRequest{})
 	if err != nil || len(list.GetItems()) != 0 {
 		t.Errorf("half a pod is listed: %v, %v", list.GetItems(), err)
+	}
+}
+
+// A plugin that hangs holds up its pod only. Another request for the same pod ends it and undoes what was begun.
+func TestNetworkPluginHangs(t *testing.T) {
+	d := use(t)
+	hold := filepath.Join(t.TempDir(), "hold")
+	slowPlugin(t, d, hold)
+	config := podConfig(t, podNetwork)
+	impatientPod(t, d, config)
+	runPod(t, d).prints(t, "other\n", "echo other")
+	p := runPod(t, d, func(c *cri.PodSandboxConfig) { c.Metadata = config.Metadata })
+	if n := running(t, "/bin/sh "+pluginPath(d)); n != 0 {
+		t.Errorf("%d plugins still run", n)
+	}
+	p.prints(t, "instead\n", "echo instead")
+}
+
+// A plugin that takes longer than the caller waits: the same request again joins what is under way and gets its result.
+func TestNetworkPluginSlow(t *testing.T) {
+	d := use(t)
+	hold := filepath.Join(t.TempDir(), "hold")
+	slowPlugin(t, d, hold)
+	config := podConfig(t, podNetwork)
+	impatientPod(t, d, config)
+	if err := os.Remove(hold); err != nil {
+		t.Fatal(err)
 	}
 	r, err := d.runtime.RunPodSandbox(bounded(t), &cri.RunPodSandboxRequest{Config: config})
 	if err != nil {

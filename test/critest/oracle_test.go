@@ -37,10 +37,10 @@ func check(t *testing.T, d *daemon) {
 			t.Errorf("leak: descriptor of criserver: %s", line)
 		}
 	})
-	leak.Check(t, leak.Only(leak.Cgroup), leak.Match(regexp.QuoteMeta(suite.cgroups)+"/"))
+	leak.Check(t, leak.Only(leak.Cgroup), leak.Within(settleBound), leak.Match(regexp.QuoteMeta(suite.cgroups)+"/"))
 	leak.Check(t, leak.Without(leak.Cgroup, leak.Goroutine, leak.Descriptor), leak.Processes(programs...),
-		leak.Ignore(serving), leak.Ignore(leak.PortmapResidue),
-		leak.Files(d.state(), d.root(), d.cniDir(), d.plugins(), d.certs(), "/run", "/var/lib/cni"))
+		leak.Ignore(serving), leak.Ignore(leak.PortmapResidue), leak.Within(settleBound),
+		leak.Files(d.state(), d.root(), d.cniDir(), d.plugins(), d.certs(), "/var/lib/cni"), leak.Files(runDirs()...))
 }
 
 var number = regexp.MustCompile(`\d+`)
@@ -104,7 +104,7 @@ func settleDescriptors(t testing.TB, d *daemon, before []string) []string {
 		return []string{"criserver does not run"}
 	}
 	var more []string
-	settled := within(10*time.Second, func() bool {
+	settled := within(settleBound, func() bool {
 		more = surplus(withoutLayers(t, d, daemonDescriptors(t, d.cmd.Process.Pid)), before)
 		return len(more) == 0
 	})

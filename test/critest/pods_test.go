@@ -1,6 +1,7 @@
 package critest
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,10 +64,19 @@ func TestPodAttributes(t *testing.T) {
 	if _, err := os.Stat(p.logs); err != nil {
 		t.Errorf("log directory: %v", err)
 	}
-	r, err := d.runtime.PodSandboxStatus(bounded(t), &cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
-	if err != nil || !strings.Contains(r.GetInfo()["info"], `"pid":`) {
-		t.Errorf("verbose status has %q: %v", r.GetInfo(), err)
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.pause(t))); err != nil || string(comm) != "pause\n" {
+		t.Errorf("the pod's process is %q: %v", comm, err)
 	}
+}
+
+// pause is the pid of the pod's pause, as the verbose status has it.
+func (p *pod) pause(t *testing.T) int {
+	t.Helper()
+	r, err := p.d.runtime.PodSandboxStatus(bounded(t), &cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return infoPid(t, r.GetInfo())
 }
 
 func same(t *testing.T, what string, got, want map[string]string) {
@@ -223,9 +233,7 @@ func TestPodShares(t *testing.T) {
 					row.change(c)
 				}
 			})
-			if code, out := p.run(t, row.script); code != 0 || out != row.want {
-				t.Errorf("exit code %d, output %q instead of %q", code, out, row.want)
-			}
+			p.prints(t, row.want, row.script)
 		})
 	}
 }
@@ -244,7 +252,7 @@ func TestPodContainersTogether(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d, podNetwork)
 	a, b := p.start(t, idle), p.start(t, idle)
-	a.exec(t, "echo shared >/dev/shm/x; echo private >/tmp/x; ipcs >/dev/null; nc -l -p 7000 -e echo served >/dev/null 2>&1 &")
+	a.exec(t, "echo shared >/dev/shm/x; echo private >/tmp/x; ipcs >/dev/null; nc -ll -p 7000 -e echo served >/dev/null 2>&1 &")
 	if got := b.exec(t, "cat /dev/shm/x"); got != "shared\n" {
 		t.Errorf("/dev/shm/x has %q", got)
 	}
@@ -255,7 +263,7 @@ func TestPodContainersTogether(t *testing.T) {
 		t.Errorf("/tmp of one container shows in another: %q", got)
 	}
 	eventually(t, rpcBound, "one container reaches the other on localhost", func() bool {
-		r, err := b.tryExec(t, 10, "nc", "127.0.0.1", "7000")
+		r, err := b.tryExec(t, execBound, "nc", "127.0.0.1", "7000")
 		return err == nil && string(r.GetStdout()) == "served\n"
 	})
 	for _, ns := range []string{"net", "ipc", "uts"} {
@@ -278,9 +286,9 @@ func TestPodSharedPIDs(t *testing.T) {
 	if got := a.exec(t, "tr '\\0' ' ' </proc/1/cmdline"); !strings.Contains(got, "pause") {
 		t.Errorf("PID 1 is %q", got)
 	}
-	if got := a.exec(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"); !strings.Contains(got, "sleep 4321") {
-		t.Errorf("one container does not see the other's processes: %q", got)
-	}
+	eventually(t, rpcBound, "one container sees the other's processes", func() bool {
+		return strings.Contains(a.exec(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"), "sleep 4321")
+	})
 	a.exec(t, "for i in 1 2 3 4 5; do (sleep 0.01 &) ; done")
 	eventually(t, rpcBound, "orphans are reaped", func() bool {
 		return a.exec(t, "ps -o stat,args | grep -c '^Z' || true") == "0\n"
@@ -302,14 +310,19 @@ func TestPodCgroupParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, parent := range map[string]string{"given": suite.cgroups, "not there yet": suite.cgroups + "/deep/er", "none": ""} {
+	type row struct{ parent, is string }
+	rows := map[string]row{"given": {suite.cgroups, suite.cgroups}, "not there yet": {suite.cgroups + "/deep/er", suite.cgroups + "/deep/er"}, "none": {"", ""}}
+	if suite.driver == driverSystemd {
+		rows = map[string]row{"given with its path": {suite.cgroups, suite.cgroups}, "given": {filepath.Base(suite.cgroups), suite.cgroups}, "none": {"", "/system.slice"}}
+	}
+	for name, row := range rows {
 		t.Run(name, func(t *testing.T) {
 			check(t, d)
-			p := runPod(t, d, func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })
+			p := runPod(t, d, func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = row.parent })
 			c := p.start(t, idle)
 			for _, id := range []string{p.id, c.id} {
 				for _, point := range points {
-					if _, err := os.Stat(filepath.Join(point, parent, id)); err != nil {
+					if _, err := os.Stat(filepath.Join(p.cgroup(point, row.is), id)); err != nil {
 						t.Error(err)
 					}
 				}

@@ -11,19 +11,23 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// cgroupFile reads a file of the container's cgroup, in the hierarchy of a v1 controller or, where there is only cgroup v2,
-// under the name it has there.
-func (c *container) cgroupFile(t *testing.T, controller, v1, v2 string) string {
+// cgroupFile reads the file of the container's cgroup that has one of these names, in whatever hierarchy.
+func (c *container) cgroupFile(t *testing.T, v1, v2 string) string {
 	t.Helper()
-	path := filepath.Join("/sys/fs/cgroup", controller, suite.cgroups, c.id, v1)
-	if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", controller)); err != nil {
-		path = filepath.Join("/sys/fs/cgroup", suite.cgroups, c.id, v2)
-	}
-	text, err := os.ReadFile(path)
+	points, err := hierarchies()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.TrimSpace(string(text))
+	for _, point := range points {
+		for _, name := range []string{v1, v2} {
+			text, err := os.ReadFile(filepath.Join(c.p.cgroup(point, suite.cgroups), c.id, name))
+			if err == nil {
+				return strings.TrimSpace(string(text))
+			}
+		}
+	}
+	t.Fatalf("no cgroup of the container has %s or %s", v1, v2)
+	return ""
 }
 
 func TestResources(t *testing.T) {
@@ -32,18 +36,19 @@ func TestResources(t *testing.T) {
 	c := p.start(t, idle, func(c *cri.ContainerConfig) {
 		c.Linux.Resources = &cri.LinuxContainerResources{
 			CpuPeriod: 50000, CpuQuota: 20000, CpuShares: 512, MemoryLimitInBytes: 64 << 20, CpusetCpus: "0", CpusetMems: "0",
-			HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 0}, {PageSize: "1Gi", Limit: 0}},
+			HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}, {PageSize: "1Gi", Limit: 0}},
 		}
 	})
-	for _, row := range []struct{ controller, v1, v2, want1, want2 string }{
-		{"cpu", "cpu.cfs_period_us", "cpu.max", "50000", "20000 50000"},
-		{"cpu", "cpu.cfs_quota_us", "cpu.max", "20000", "20000 50000"},
-		{"cpu", "cpu.shares", "cpu.weight", "512", "59"},
-		{"memory", "memory.limit_in_bytes", "memory.max", "67108864", "67108864"},
-		{"cpuset", "cpuset.cpus", "cpuset.cpus", "0", "0"},
-		{"cpuset", "cpuset.mems", "cpuset.mems", "0", "0"},
+	for _, row := range []struct{ v1, v2, want1, want2 string }{
+		{"cpu.cfs_period_us", "cpu.max", "50000", "20000 50000"},
+		{"cpu.cfs_quota_us", "cpu.max", "20000", "20000 50000"},
+		{"cpu.shares", "cpu.weight", "512", "59"},
+		{"memory.limit_in_bytes", "memory.max", "67108864", "67108864"},
+		{"cpuset.cpus", "cpuset.cpus", "0", "0"},
+		{"cpuset.mems", "cpuset.mems", "0", "0"},
+		{"hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max", "4194304", "4194304"},
 	} {
-		if got := c.cgroupFile(t, row.controller, row.v1, row.v2); got != row.want1 && got != row.want2 {
+		if got := c.cgroupFile(t, row.v1, row.v2); got != row.want1 && got != row.want2 {
 			t.Errorf("%s is %q", row.v1, got)
 		}
 	}
@@ -55,7 +60,7 @@ func TestResources(t *testing.T) {
 		t.Errorf("the container sees %q", inside)
 	}
 	none := p.start(t, idle)
-	if got := none.cgroupFile(t, "cpu", "cpu.cfs_quota_us", "cpu.max"); got != "-1" && got != "max 100000" {
+	if got := none.cgroupFile(t, "cpu.cfs_quota_us", "cpu.max"); got != "-1" && got != "max 100000" {
 		t.Errorf("without limits the quota is %q", got)
 	}
 }
@@ -93,7 +98,7 @@ func TestMemoryLimitOfExec(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d)
 	c := p.start(t, idle, func(c *cri.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 20 << 20 })
-	r, err := c.tryExec(t, 30, "dd", "if=/dev/zero", "of=/dev/null", "bs=50M", "count=1")
+	r, err := c.tryExec(t, execBound, "dd", "if=/dev/zero", "of=/dev/null", "bs=50M", "count=1")
 	if err != nil || r.GetExitCode() != 137 {
 		t.Errorf("exit code %d: %v", r.GetExitCode(), err)
 	}
@@ -105,12 +110,8 @@ func TestMemoryLimitOfExec(t *testing.T) {
 func TestTerminal(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d)
-	_, out := p.run(t, "tty; test -t 0 && test -t 1 && test -t 2 && echo all; stat -c %t /dev/console; echo $TERM; echo err >&2; echo x >/dev/tty", func(c *cri.ContainerConfig) { c.Tty = true })
-	if out != "/dev/pts/0\r\nall\r\n88\r\nxterm\r\nerr\r\nx\r\n" {
-		t.Errorf("with a terminal: %q", out)
-	}
-	_, out = p.run(t, "tty; test -t 1 || echo none")
-	if out != "not a tty\nnone\n" {
-		t.Errorf("without: %q", out)
-	}
+	p.prints(t, "/dev/pts/0\r\nall\r\n88\r\nxterm\r\nerr\r\nx\r\n",
+		"tty; test -t 0 && test -t 1 && test -t 2 && echo all; stat -c %t /dev/console; echo $TERM; echo err >&2; echo x >/dev/tty",
+		func(c *cri.ContainerConfig) { c.Tty = true })
+	p.prints(t, "not a tty\nnone\n", "tty; test -t 1 || echo none")
 }

@@ -2,9 +2,10 @@ package critest
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -86,12 +87,8 @@ func TestRestart(t *testing.T) {
 				t.Fatalf("start a container that was created before: %v", err)
 			}
 			created.wait(t)
-			if got := created.output(t); got != "late start\n" {
-				t.Errorf("it wrote %q", got)
-			}
-			if code, out := p.run(t, "echo new"); code != 0 || out != "new\n" {
-				t.Errorf("a new container in an old pod: exit code %d, %q", code, out)
-			}
+			created.wrote(t, "late start\n")
+			p.prints(t, "new\n", "echo new")
 			serving.stop(t, 0)
 			if s := serving.status(t); s.GetExitCode() != 137 {
 				t.Errorf("exit code %d", s.GetExitCode())
@@ -105,18 +102,24 @@ func TestRestartExits(t *testing.T) {
 	d := use(t)
 	alive(t, d)
 	p := runPod(t, d)
-	wait := "while [ ! -e /dev/shm/go ]; do sleep 0.02; done; "
-	code := p.start(t, wait+"exit 7")
+	control := t.TempDir()
+	controlled := mounts(&cri.Mount{HostPath: control, ContainerPath: "/control"})
+	const wait = "while [ ! -e /control/go ]; do sleep 0.02; done; "
+	code := p.start(t, wait+"exit 7", controlled)
 	signalled := p.start(t, "", command("sleep", "6543"))
-	oom := p.start(t, wait+"exec dd if=/dev/zero of=/dev/null bs=60M count=1", func(c *cri.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 20 << 20 })
+	oom := p.start(t, wait+"exec dd if=/dev/zero of=/dev/null bs=60M count=1", controlled, func(c *cri.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 20 << 20 })
 	stays := p.start(t, idle)
-	stays.exec(t, "(sleep 0.3; touch /dev/shm/go) >/dev/null 2>&1 &")
-	began := time.Now()
+	var firsts []int
+	for _, c := range []*container{code, signalled, oom} {
+		firsts = append(firsts, c.firstProcess(t))
+	}
 	d.crash(t)
-	killAll(t, "sleep 6543")
-	eventually(t, rpcBound, "the others have ended", func() bool {
-		return running(t, "sleep 6543") == 0 && running(t, "sh -c "+wait+"exit 7") == 0 && running(t, "dd if=/dev/zero of=/dev/null bs=60M count=1") == 0 && time.Since(began) > time.Second
-	})
+	began := time.Now()
+	kill(t, firsts[1])
+	write(t, filepath.Join(control, "go"), "")
+	for _, pid := range firsts {
+		eventually(t, rpcBound, "the others have ended", func() bool { return unix.Kill(pid, 0) == unix.ESRCH })
+	}
 	ended := time.Now()
 	d.resume(t)
 	for _, row := range []struct {
@@ -138,13 +141,31 @@ func TestRestartExits(t *testing.T) {
 	}
 }
 
-func killAll(t *testing.T, command string) {
+func kill(t *testing.T, pid int) {
 	t.Helper()
-	for _, pid := range pids(t, command) {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-			t.Error(err)
-		}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Error(err)
 	}
+}
+
+// firstProcess is the pid of a running container, as its verbose status has it.
+func (c *container) firstProcess(t *testing.T) int {
+	t.Helper()
+	r, err := c.p.d.runtime.ContainerStatus(bounded(t), &cri.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return infoPid(t, r.GetInfo())
+}
+
+// infoPid reads the pid in a verbose status.
+func infoPid(t *testing.T, info map[string]string) int {
+	t.Helper()
+	var known struct{ Pid int }
+	if err := json.Unmarshal([]byte(info["info"]), &known); err != nil || known.Pid <= 1 {
+		t.Fatalf("pid %d in %q: %v", known.Pid, info["info"], err)
+	}
+	return known.Pid
 }
 
 // No line is lost, doubled or split while criserver is killed again and again, and logs are rotated between.
@@ -152,26 +173,14 @@ func TestRestartLogs(t *testing.T) {
 	d := use(t)
 	alive(t, d)
 	p := runPod(t, d)
-	const lines = 300000
-	c := p.start(t, fmt.Sprintf("seq 1 100000; sleep 0.5; seq 100001 200000; sleep 0.5; seq 200001 %d", lines))
+	c := p.count(t)
 	var logs []string
 	for i := range 4 {
 		d.crash(t)
 		d.resume(t)
-		if c.status(t).GetState() != cri.ContainerState_CONTAINER_RUNNING {
-			break
-		}
-		old := fmt.Sprintf("%s.%d", c.log(), i)
-		if err := os.Rename(c.log(), old); err != nil {
-			t.Fatal(err)
-		}
-		logs = append(logs, old)
-		if _, err := d.runtime.ReopenContainerLog(bounded(t), &cri.ReopenContainerLogRequest{ContainerId: c.id}); err != nil {
-			t.Fatal(err)
-		}
+		logs = append(logs, c.rotate(t, i))
 	}
-	c.wait(t)
-	expectSequence(t, lines, append(logs, c.log())...)
+	expectSequence(t, c.finish(t), append(logs, c.log())...)
 }
 
 // A pause that dies while criserver is away takes its containers along, and criserver tells.
@@ -181,9 +190,10 @@ func TestRestartDeadPause(t *testing.T) {
 	p := runPod(t, d, podNetwork)
 	c := p.start(t, "", command("sleep", "6544"))
 	other := runPod(t, d)
+	pause, first := p.pause(t), c.firstProcess(t)
 	d.crash(t)
-	killAll(t, "pause-"+p.id)
-	eventually(t, rpcBound, "the container ends with its pause", func() bool { return running(t, "sleep 6544") == 0 })
+	kill(t, pause)
+	eventually(t, rpcBound, "the container ends with its pause", func() bool { return unix.Kill(first, 0) == unix.ESRCH })
 	d.resume(t)
 	if s := c.wait(t); s.GetExitCode() != 137 {
 		t.Errorf("exit code %d", s.GetExitCode())
@@ -255,11 +265,12 @@ func live(ctx context.Context, t *testing.T, d *daemon, network bool) {
 
 func TestSecondInstance(t *testing.T) {
 	d := use(t)
-	out, err := d.command("serve").CombinedOutput()
+	second := d.command("serve")
+	tooLong := time.AfterFunc(rpcBound, func() { _ = second.Process.Kill() }) // it serves
+	defer tooLong.Stop()
+	out, err := second.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), fmt.Sprintf("in use by the criserver with pid %d", d.cmd.Process.Pid)) {
 		t.Errorf("a second instance: %v\n%s", err, out)
 	}
-	if code, _ := runPod(t, d).run(t, "true"); code != 0 {
-		t.Errorf("afterwards the first gives exit code %d", code)
-	}
+	runPod(t, d).prints(t, "first\n", "echo first")
 }

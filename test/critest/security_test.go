@@ -51,10 +51,7 @@ func TestUsers(t *testing.T) {
 		{"largest id", suite.busybox, func(c *context) { c.RunAsUser = id(4294967294) }, "4294967294\n0\n0\n/\n"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			code, out := p.run(t, whole, func(c *cri.ContainerConfig) { c.Image.Image = row.image }, security(row.change))
-			if code != 0 || out != row.want {
-				t.Errorf("exit code %d, %q instead of %q", code, out, row.want)
-			}
+			p.prints(t, row.want, whole, func(c *cri.ContainerConfig) { c.Image.Image = row.image }, security(row.change))
 		})
 	}
 	c := p.start(t, idle, security(func(c *context) { c.RunAsUser, c.SupplementalGroups = id(1000), []int64{1234} }))
@@ -111,21 +108,15 @@ func TestCapabilities(t *testing.T) {
 		{"add all, drop one", &cri.Capability{AddCapabilities: []string{"ALL"}, DropCapabilities: []string{"CHOWN"}}, all[:15] + "e"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, out := p.run(t, "grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status", security(func(c *cri.LinuxContainerSecurityContext) { c.Capabilities = row.caps }))
 			want := "CapInh:\t0000000000000000\nCapPrm:\t" + row.effective + "\nCapEff:\t" + row.effective + "\nCapBnd:\t" + row.effective + "\nCapAmb:\t0000000000000000\n"
-			if out != want {
-				t.Errorf("%q instead of %q", out, want)
-			}
+			p.prints(t, want, "grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status", security(func(c *cri.LinuxContainerSecurityContext) { c.Capabilities = row.caps }))
 		})
 	}
 	t.Run("ambient", func(t *testing.T) {
-		_, out := p.run(t, "grep -E '^Cap(Eff|Amb)' /proc/self/status", security(func(c *cri.LinuxContainerSecurityContext) {
+		p.prints(t, "CapEff:\t0000000000000400\nCapAmb:\t0000000000000400\n", "grep -E '^Cap(Eff|Amb)' /proc/self/status", security(func(c *cri.LinuxContainerSecurityContext) {
 			c.RunAsUser = id(1000)
 			c.Capabilities = &cri.Capability{AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}}
 		}))
-		if out != "CapEff:\t0000000000000400\nCapAmb:\t0000000000000400\n" {
-			t.Errorf("%q", out)
-		}
 	})
 }
 
@@ -165,19 +156,13 @@ func TestSeccomp(t *testing.T) {
 		{"local", profile(cri.SecurityProfile_Localhost, local), "Seccomp:\t2\nmkdir: can't create directory '/tmp/d': Operation not permitted\n"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, out := p.run(t, "grep ^Seccomp: /proc/self/status; mkdir /tmp/d 2>&1; exit 0", security(func(c *cri.LinuxContainerSecurityContext) { c.Seccomp = row.profile }))
-			if out != row.want {
-				t.Errorf("%q instead of %q", out, row.want)
-			}
+			p.prints(t, row.want, "grep ^Seccomp: /proc/self/status; mkdir /tmp/d 2>&1; exit 0", security(func(c *cri.LinuxContainerSecurityContext) { c.Seccomp = row.profile }))
 		})
 	}
 	t.Run("runtime default refuses a user namespace", func(t *testing.T) {
-		code, _ := p.run(t, "unshare -U true", security(func(c *cri.LinuxContainerSecurityContext) {
+		p.prints(t, "unshare: unshare(0x10000000): Operation not permitted\n", "! unshare -U true 2>&1", security(func(c *cri.LinuxContainerSecurityContext) {
 			c.Seccomp = profile(cri.SecurityProfile_RuntimeDefault, "")
 		}))
-		if code == 0 {
-			t.Error("unshare works")
-		}
 	})
 	t.Run("exec too", func(t *testing.T) {
 		c := p.start(t, idle, security(func(c *cri.LinuxContainerSecurityContext) { c.Seccomp = profile(cri.SecurityProfile_Localhost, local) }))
@@ -204,12 +189,11 @@ func TestNoNewPrivs(t *testing.T) {
 		{Header: tar.Header{Name: "bin/busybox-suid", Mode: 0o4755}, Body: string(text)},
 	}})
 	p := runPod(t, d)
-	for _, set := range []bool{true, false} {
-		c := p.start(t, "busybox-suid su -c true 2>&1 </dev/null; grep NoNewPrivs /proc/self/status", func(c *cri.ContainerConfig) { c.Image.Image = ref },
+	for set, want := range map[bool]int{true: 2, false: 0} {
+		c := p.start(t, idle, func(c *cri.ContainerConfig) { c.Image.Image = ref },
 			security(func(c *cri.LinuxContainerSecurityContext) { c.RunAsUser, c.NoNewPrivs = id(1000), set }))
-		c.wait(t)
-		out := c.output(t)
-		if powerless := strings.Contains(out, "must be suid to work"); powerless != set || strings.Contains(out, "NoNewPrivs:\t1") != set {
+		out := c.exec(t, "busybox-suid su -c true 2>&1 </dev/null; cat /proc/1/status /proc/self/status | grep NoNewPrivs")
+		if powerless := strings.Contains(out, "must be suid to work"); powerless != set || strings.Count(out, "NoNewPrivs:\t1") != want {
 			t.Errorf("no_new_privs %v: %q", set, out)
 		}
 	}
@@ -235,10 +219,7 @@ func TestPaths(t *testing.T) {
 		{"no other device can be opened", "mknod /tmp/d b 254 0 && cat /tmp/d 2>&1", func(*context) {}, "cat: can't open '/tmp/d': Operation not permitted\n"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, out := p.run(t, row.script, security(row.change))
-			if out != row.want {
-				t.Errorf("%q instead of %q", out, row.want)
-			}
+			p.prints(t, row.want, row.script+"; true", security(row.change))
 		})
 	}
 }
@@ -246,7 +227,7 @@ func TestPaths(t *testing.T) {
 func TestPrivileged(t *testing.T) {
 	d := use(t)
 	privilegedPod := func(c *cri.PodSandboxConfig) { podNetwork(c); c.Linux.SecurityContext.Privileged = true }
-	const script = "ip link add br0 type bridge 2>/dev/null && echo link; touch /sys/fs/cgroup/x 2>/dev/null; mount -t tmpfs x /tmp 2>/dev/null && echo mount; ls /dev | grep -c '^loop-control$\\|^kmsg$'; grep -E '^(CapEff|Seccomp):' /proc/self/status"
+	const script = "ip link add br0 type bridge 2>/dev/null && echo link; touch /sys/fs/cgroup/x 2>/dev/null; mount -t tmpfs x /tmp 2>/dev/null && echo mount; ls /dev | grep -q '^loop-control$\\|^kmsg$' && echo all devices; grep -E '^(CapEff|Seccomp):' /proc/self/status"
 	all := strings.Fields(hostStatus(t, "CapBnd"))[1]
 	p := runPod(t, d, privilegedPod)
 	privileged := security(func(c *cri.LinuxContainerSecurityContext) {
@@ -254,14 +235,8 @@ func TestPrivileged(t *testing.T) {
 		c.MaskedPaths, c.ReadonlyPaths = []string{"/proc/kcore"}, []string{"/proc/sys"}
 		c.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
 	})
-	_, out := p.run(t, script, privileged)
-	if !strings.HasPrefix(out, "link\nmount\n") || strings.Contains(out, "\n0\n") || !strings.HasSuffix(out, "CapEff:\t"+all+"\nSeccomp:\t0\n") {
-		t.Errorf("privileged: %q", out)
-	}
-	_, out = p.run(t, script)
-	if out != "0\nCapEff:\t00000000a80425fb\nSeccomp:\t0\n" {
-		t.Errorf("not privileged: %q", out)
-	}
+	p.prints(t, "link\nmount\nall devices\nCapEff:\t"+all+"\nSeccomp:\t0\n", script, privileged)
+	p.prints(t, "CapEff:\t00000000a80425fb\nSeccomp:\t0\n", script)
 	plain := runPod(t, d, podNetwork)
 	_, err := plain.tryCreate(t, containerConfig(idle, privileged))
 	refused(t, err, codes.InvalidArgument, "privileged")
@@ -273,14 +248,9 @@ func TestUserNamespace(t *testing.T) {
 	p := runPod(t, d, podNetwork, func(c *cri.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: mapping, Gids: mapping}
 	})
-	_, out := p.run(t, "cat /proc/self/uid_map | tr -s ' '; id -u; stat -c %u /bin/busybox /root; touch /x && echo written; hostname x && echo named; ip link add d type dummy && echo linked")
-	if want := " 0 1048576 65536\n0\n0\n0\nwritten\n"; !strings.HasPrefix(out, want) {
-		t.Errorf("%q does not begin with %q", out, want)
-	}
+	p.prints(t, " 0 1048576 65536\n0\n0\n0\nwritten\n", "cat /proc/self/uid_map | tr -s ' '; id -u; stat -c %u /bin/busybox /root; touch /x && echo written")
 	c := p.start(t, "", command("sleep", "5432"))
-	if n := running(t, "sleep 5432"); n != 1 {
-		t.Errorf("%d processes", n)
-	}
+	eventually(t, rpcBound, "the process runs", func() bool { return running(t, "sleep 5432") == 1 })
 	if got := c.exec(t, "id -u; cat /proc/1/comm"); got != "0\nsleep\n" {
 		t.Errorf("exec: %q", got)
 	}

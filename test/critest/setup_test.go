@@ -1,6 +1,7 @@
 package critest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,9 +10,11 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/criserver/criserver/test/leak"
 	"github.com/criserver/criserver/test/registry"
@@ -25,7 +28,8 @@ var (
 	suite struct {
 		repo     string // root of the source tree
 		dir      string // everything that the suite has on disk
-		cgroups  string // parent of all pods' cgroups, in every hierarchy
+		driver   string // of cgroups
+		cgroups  string // parent of all pods' cgroups, in every hierarchy; with systemd a slice
 		registry *registry.Registry
 		busybox  string // reference
 		main     *daemon
@@ -118,7 +122,15 @@ func (s *setup) begin() (err error) {
 // kinds is what the suite as a whole must leave as it was.
 func (*setup) kinds() []leak.Option {
 	return []leak.Option{leak.Without(leak.Cgroup, leak.Goroutine, leak.Descriptor), leak.Processes(programs...), leak.Ignore(leak.PortmapResidue),
-		leak.Files("/run", "/var/lib/cni", "/etc/cni"), leak.Ignore(`^/run/xtables.lock `)}
+		leak.Within(settleBound), leak.Files("/var/lib/cni", "/etc/cni"), leak.Files(runDirs()...), leak.Ignore(`^/run/xtables.lock `)}
+}
+
+// runDirs are the directories below /run that are compared. systemd has one that lives.
+func runDirs() []string {
+	if suite.driver == driverSystemd {
+		return []string{"/run/netns", "/run/systemd/transient"}
+	}
+	return []string{"/run"}
 }
 
 // end stops the daemons, removes the networks they made, and looks whether the system is as it was before.
@@ -141,24 +153,55 @@ func (s *setup) end() error {
 	return errors.Join(errs...)
 }
 
+// What cgroup_driver may be. The machine's own is not asked for: the suite's pid namespace is not systemd's.
+const (
+	driverEnv      = "CRITEST_DRIVER"
+	driverCgroupfs = "cgroupfs"
+	driverSystemd  = "systemd"
+)
+
 // findDir says where things are, in every stage.
 func findDir() {
 	_, file, _, _ := runtime.Caller(0)
 	suite.repo = filepath.Dir(filepath.Dir(filepath.Dir(file)))
-	suite.dir = os.Getenv(dirEnv)
-	suite.cgroups = "/" + filepath.Base(suite.dir)
+	suite.driver = cmp.Or(os.Getenv(driverEnv), driverCgroupfs)
+	setDir(os.Getenv(dirEnv))
 }
 
 func makeDir() error {
-	dir, err := os.MkdirTemp("", "critest-") // short, for the sockets in it
+	dir, err := os.MkdirTemp("", "critest") // short, for the sockets in it; without a dash, which would make two slices
 	if err != nil {
 		return err
 	}
-	suite.dir, suite.cgroups = dir, "/"+filepath.Base(dir)
+	setDir(dir)
 	return nil
 }
 
+func setDir(dir string) {
+	suite.dir, suite.cgroups = dir, "/"+filepath.Base(dir)
+	if suite.driver == driverSystemd {
+		suite.cgroups += ".slice"
+	}
+}
+
 func removeDir() error { return os.RemoveAll(suite.dir) }
+
+// patienceEnv multiplies all bounds, for machines that are emulated.
+const patienceEnv = "CRITEST_PATIENCE"
+
+var patience = readPatience()
+
+func readPatience() time.Duration {
+	text := os.Getenv(patienceEnv)
+	if text == "" {
+		return 1
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		panic(fmt.Sprintf("%s=%s is no positive number", patienceEnv, text))
+	}
+	return time.Duration(n)
+}
 
 // binEnv names a directory with criserver, pause and cni/ to be tested, instead of what is built from the sources.
 const binEnv = "CRITEST_BIN"
@@ -199,7 +242,18 @@ func hierarchies() ([]string, error) {
 	return points, nil
 }
 
+func systemctl(verb string) error {
+	out, err := exec.Command("systemctl", verb, filepath.Base(suite.cgroups)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("systemctl %s: %w: %s", verb, err, out)
+	}
+	return nil
+}
+
 func makeCgroups() error {
+	if suite.driver == driverSystemd {
+		return systemctl("start")
+	}
 	points, err := hierarchies()
 	if err != nil {
 		return err
@@ -213,6 +267,9 @@ func makeCgroups() error {
 }
 
 func removeCgroups() error {
+	if suite.driver == driverSystemd {
+		return systemctl("stop")
+	}
 	points, err := hierarchies()
 	for _, point := range points {
 		if removed := os.Remove(point + suite.cgroups); !errors.Is(removed, os.ErrNotExist) {
