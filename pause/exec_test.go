@@ -1,6 +1,7 @@
 package pause_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -82,6 +83,11 @@ func TestReaper(t *testing.T) {
 		defer func() { _ = reaper.PidFD.Close() }()
 		if files := openFiles(t, reaper.PID); files != 0 {
 			t.Errorf("the reaper has %d descriptors open", files)
+		}
+		for _, dir := range []string{"root", "cwd"} { // which a container that may trace can enter
+			if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s/", reaper.PID, dir)); err != nil || len(entries) != 0 {
+				t.Errorf("%s of the reaper holds %v (%v)", dir, entries, err)
+			}
 		}
 		join := func(s *pause.Start) { s.Join = reaper.PidFD }
 		out, exit := p.exec(2, join, func(b *program.Builder) {
