@@ -38,6 +38,9 @@ const (
 	codeUnknown    = 255
 )
 
+// live is the phase of a container that may have processes.
+func live(phase containerPhase) bool { return phase == containerStarting || phase == containerRunning }
+
 // container is one container of a pod. What is not immutable or atomic is guarded by the pod's mu.
 type container struct {
 	p           *pod
@@ -50,7 +53,7 @@ type container struct {
 	rt      RuntimeContainer // nil before there is one, or if its pause is gone
 	stop    *stopping        // of the running process; nil: nobody wants it stopped
 	settled chan struct{}    // while starting; closed when that is over
-	told    bool             // a caller has been told that the start succeeded
+	told    bool             // a caller knows that the start succeeded
 	dirty   bool             // an undo failed: the record must stay
 }
 

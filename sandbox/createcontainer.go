@@ -16,7 +16,6 @@ import (
 	"github.com/criserver/criserver/store/layer"
 )
 
-// building is a container while it is made. To undo, container alone suffices.
 // imageFacts is what a container needs to know of its image.
 type imageFacts struct {
 	ID     string // sha256:<hex>
@@ -24,6 +23,7 @@ type imageFacts struct {
 	Config ocispec.Image
 }
 
+// building is a container while it is made. To undo, container alone suffices.
 type building struct {
 	*container
 	config  *runtimev1.ContainerConfig
@@ -56,9 +56,6 @@ func (s *Service) CreateContainer(ctx context.Context, podID ID, config *runtime
 	}
 	p, err := s.pod(podID)
 	if err != nil {
-		return "", err
-	}
-	if err := p.await(ctx); err != nil { // only then is it known what this request may be a retry for
 		return "", err
 	}
 	logs := podConfig.GetLogDirectory()

@@ -19,8 +19,8 @@
 //
 // A record stands on disk before the first external effect of its object and goes after the last one was undone, so a
 // criserver that is killed between any two steps leaves nothing that the next one does not find. What was half made or
-// half removed is undone, what lives is adopted; the truth about processes is asked of the runtime. A record that
-// cannot be read costs its object, never the start.
+// half removed is undone, what lives is adopted; the truth about processes is asked of the runtime, before anybody is
+// answered. A record that cannot be read costs its object, never the start.
 //
 // # Files on disk
 //
@@ -32,6 +32,7 @@
 //	<root>/volumes/<container id>/<n>         volumes of the image
 //	/run/netns/cri-<pod id>                   a pod's network namespace, for CNI plugins
 //
-// Concurrency: Service is safe. Service.mu, pod.mu, keeper.mu and ledger.mu are taken one at a time; only pod.mu is
-// held across I/O, the writing of that pod's record to tmpfs. One goroutine a pod follows the ends of its processes.
+// Concurrency: Service is safe. Service.mu, pod.mu, keeper.mu and ledger.mu are taken one at a time, halting after any of
+// them; only pod.mu is held across I/O, the writing of that pod's record to tmpfs. One goroutine a pod follows the ends of
+// its processes.
 package sandbox

@@ -19,7 +19,7 @@ func (p *pod) followed() {
 	p.wake = make(chan struct{}, 1)
 	p.mu.Unlock()
 	if rt != nil {
-		p.s.background.Go(func() { p.follow(rt) })
+		p.s.beside(func() { p.follow(rt) })
 	}
 }
 

@@ -130,7 +130,7 @@ func TestRealRestart(t *testing.T) {
 
 // crash ends criserver as far as the pods can tell: all its connections end and nothing is undone.
 func (r *realNode) crash() {
-	r.s.closing.Do(func() { close(r.s.closed) })
+	r.s.halt()
 	r.s.background.Wait()
 }
 

@@ -259,7 +259,7 @@ func killedAt(t *testing.T, at int) bool {
 		ctx, cancel := context.WithCancel(t.Context())
 		killer.kill = func() {
 			cancel()
-			m.s.closing.Do(func() { close(m.s.closed) })
+			m.s.halt()
 		}
 		m.at = killer.boundary
 		m.start(killer.boundary)

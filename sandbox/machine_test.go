@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/stage"
 )
 
 // machine is a node, the directories on it and the criserver that runs there.
@@ -20,6 +22,8 @@ type machine struct {
 	dir  string
 	boot string
 	s    *Service
+
+	recorder *stage.Recorder // of the next criserver; may be nil
 }
 
 // newMachine starts a criserver on an empty node. At the end of the test it must be as empty again.
@@ -32,18 +36,24 @@ func newMachine(t *testing.T) *machine {
 // start runs another criserver on the node; boundary may be nil.
 func (m *machine) start(boundary func(string)) {
 	m.t.Helper()
+	m.s = m.service(boundary)
+	if err := m.s.recover(m.t.Context()); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// service is a criserver that has not looked at the node yet.
+func (m *machine) service(boundary func(string)) *Service {
+	m.t.Helper()
 	s, err := newService(Config{StateDir: m.dir + "/state", RootDir: m.dir + "/root", NetNSDir: m.dir, Handlers: []string{"fast"},
-		BootID: m.boot, Runtime: m, Images: m, Network: m, Roots: m.rootIDs, Layers: m, Log: slog.New(slog.DiscardHandler)})
+		BootID: m.boot, Runtime: m, Images: m, Network: m, Roots: m.rootIDs, Layers: m, Recorder: m.recorder, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	s.netns = namespaces{pin: m.pin, unpin: m.unpin}
 	s.plan = func(context.Context, *building) error { return nil }
 	s.boundary = boundary
-	m.s = s
-	if err := s.recover(); err != nil {
-		m.t.Fatal(err)
-	}
+	return s
 }
 
 // restart ends the criserver as a crash would and starts another.
@@ -56,7 +66,7 @@ func (m *machine) restart() {
 
 // crash stops everything that the criserver does, and undoes nothing.
 func (m *machine) crash() {
-	m.s.closing.Do(func() { close(m.s.closed) })
+	m.s.halt()
 	m.s.background.Wait()
 }
 
@@ -85,8 +95,8 @@ func in(t *testing.T, fn func(t *testing.T, m *machine)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
+		defer func() { m.s.Close(context.Background()) }()
 		fn(t, m)
-		m.s.Close(t.Context())
 	})
 }
 

@@ -84,7 +84,7 @@ func (r *realNode) start(boundary func(string)) {
 		Runtime: Embedded(r.runtime), Images: r, Network: r.node, Layers: r.node, Log: slog.New(slog.NewTextHandler(r.t.Output(), nil))})
 	r.must(err)
 	r.s.boundary = boundary
-	r.must(r.s.connect())
+	r.must(r.s.connect(r.t.Context()))
 	<-r.s.Recovered()
 }
 

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +11,9 @@ import (
 	"time"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/stage"
 )
 
 // slowly makes one call of the node take a minute.
@@ -94,23 +98,104 @@ func TestUnclaimedPodIsUndone(t *testing.T) {
 	})
 }
 
+// A start takes a minute. Who gives up before, at or so shortly after its end that no answer reaches them asks again.
 func TestStartIsToldOnce(t *testing.T) {
+	for _, patience := range []time.Duration{time.Second, time.Minute, time.Minute + answerTime/2} {
+		for _, exits := range []bool{false, true} {
+			in(t, func(t *testing.T, m *machine) {
+				pod, err := m.s.RunPod(t.Context(), podConfig(), "")
+				must(t, err)
+				id, err := m.s.CreateContainer(t.Context(), pod, containerConfig(), podConfig())
+				must(t, err)
+				m.slowly("Start")
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				err = m.s.StartContainer(ctx, id)
+				if patience < time.Minute {
+					want(t, "deadline", errors.Is(err, context.DeadlineExceeded), true)
+					want(t, "state while starting", m.status(id).State, ContainerCreated)
+				}
+				time.Sleep(time.Hour)
+				want(t, "state", m.status(id).State, ContainerRunning)
+				if exits {
+					m.process(id).exits(ociruntime.Exit{})
+					synctest.Wait()
+				}
+				must(t, m.s.StartContainer(t.Context(), id)) // the retry is told
+				want(t, "second start", errors.Is(m.s.StartContainer(t.Context(), id), ErrState), true)
+				must(t, m.s.RemovePod(t.Context(), pod))
+			})
+		}
+	}
+}
+
+func TestStartThatWasCancelledAsItSucceededIsTold(t *testing.T) {
 	in(t, func(t *testing.T, m *machine) {
 		pod, err := m.s.RunPod(t.Context(), podConfig(), "")
 		must(t, err)
 		id, err := m.s.CreateContainer(t.Context(), pod, containerConfig(), podConfig())
 		must(t, err)
-		m.slowly("Start")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		err = m.s.StartContainer(ctx, id)
-		want(t, "deadline", errors.Is(err, context.DeadlineExceeded), true)
-		want(t, "state while starting", m.status(id).State, ContainerCreated)
-		time.Sleep(time.Hour)
-		want(t, "state", m.status(id).State, ContainerRunning)
-		must(t, m.s.StartContainer(t.Context(), id)) // the retry is told
-		want(t, "second start", errors.Is(m.s.StartContainer(t.Context(), id), ErrState), true)
+		ctx, cancel := context.WithCancel(t.Context())
+		m.be(func(n *node) {
+			n.at = func(boundary string) {
+				if boundary == "after Start" {
+					cancel()
+				}
+			}
+		})
+		_ = m.s.StartContainer(ctx, id) // whatever it says, nobody hears it
+		synctest.Wait()
+		must(t, m.s.StartContainer(t.Context(), id))
 		must(t, m.s.RemovePod(t.Context(), pod))
+	})
+}
+
+// A restart must neither make a container of which somebody knows that it has run startable, nor forget a retry.
+func TestWhoWasToldSurvivesARestart(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, told := m.made()
+		config := containerConfig()
+		config.Metadata.Name = "untold"
+		untold, err := m.s.CreateContainer(t.Context(), pod, config, podConfig())
+		must(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), answerTime/2)
+		defer cancel()
+		must(t, m.s.StartContainer(ctx, untold))
+		for _, id := range []ContainerID{told, untold} {
+			m.process(id).exits(ociruntime.Exit{})
+		}
+		synctest.Wait()
+		m.restart()
+		want(t, "start of one that has run", errors.Is(m.s.StartContainer(t.Context(), told), ErrState), true)
+		must(t, m.s.StartContainer(t.Context(), untold))
+		must(t, m.s.RemovePod(t.Context(), pod))
+	})
+}
+
+// The flight recorder calls operations by the RPC that they answer.
+func TestOperationsAreNamed(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		recorder := stage.NewRecorder(100)
+		m.recorder = recorder
+		m.restart()
+		pod, id := m.made()
+		_, other := m.another()
+		must(t, m.s.RemoveContainer(t.Context(), id))
+		must(t, m.s.StopPod(t.Context(), pod))
+		must(t, m.s.RemovePod(t.Context(), pod))
+		ctx, op := recorder.Start(t.Context(), "StopContainer", string(other)) // as package cri does
+		must(t, m.s.StopContainer(ctx, other, 0))
+		op.End(nil)
+		var names []string
+		for _, r := range recorder.Records() {
+			names = append(names, r.Name)
+		}
+		slices.Sort(names)
+		want(t, "operations", strings.Join(slices.Compact(names), " "),
+			"CreateContainer RemoveContainer RemovePodSandbox RunPodSandbox StartContainer StopContainer StopPodSandbox")
+		for _, p := range m.s.ListPods() {
+			must(t, m.s.RemovePod(t.Context(), p.ID))
+		}
 	})
 }
 

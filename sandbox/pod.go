@@ -42,8 +42,7 @@ type pod struct {
 	handler     string
 	fingerprint string // of the request
 	createdAt   time.Time
-	bootID      string        // of the boot in which it was made
-	adopted     chan struct{} // closed when its adoption after a restart is over; nil: made by this criserver
+	bootID      string // of the boot in which it was made
 
 	status atomic.Pointer[PodStatus] // replaced by advance
 
@@ -117,9 +116,6 @@ func (p *pod) publish() {
 // enter begins an operation on a container, which needs the pod to be ready. The context that it returns ends when
 // the pod is stopped; leave must be called.
 func (p *pod) enter(ctx context.Context) (_ context.Context, rt RuntimePod, leave func(), err error) {
-	if err := p.await(ctx); err != nil {
-		return nil, nil, nil, err
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.phase != podReady {
@@ -169,19 +165,6 @@ func (p *pod) quiesce(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait for %d operations on containers: %w", n, ctx.Err())
-	}
-}
-
-// await waits for the end of the pod's adoption after a restart.
-func (p *pod) await(ctx context.Context) error {
-	if p.adopted == nil {
-		return nil
-	}
-	select {
-	case <-p.adopted:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the adoption of pod %s: %w", p.id, ctx.Err())
 	}
 }
 

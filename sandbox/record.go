@@ -47,6 +47,7 @@ type containerRecord struct {
 	ExitCode    int32          `json:"exitCode,omitempty"`
 	Reason      string         `json:"reason,omitempty"`
 	Message     string         `json:"message,omitempty"`
+	Told        bool           `json:"told,omitempty"` // a caller knows that the start succeeded; may be missing until it has exited
 	ImageID     string         `json:"imageID"`
 	ImageRef    string         `json:"imageRef"`
 	LogPath     string         `json:"logPath,omitempty"`
@@ -75,7 +76,7 @@ func (c *container) write(st *ContainerStatus) error {
 	}
 	return record.Write(c.recordPath(), containerRecord{
 		ID: c.id, Pod: c.p.id, Phase: c.phase, Fingerprint: c.fingerprint, CreatedAt: st.CreatedAt,
-		StartedAt: st.StartedAt, FinishedAt: st.FinishedAt, ExitCode: st.ExitCode, Reason: st.Reason, Message: st.Message,
+		StartedAt: st.StartedAt, FinishedAt: st.FinishedAt, ExitCode: st.ExitCode, Reason: st.Reason, Message: st.Message, Told: c.told,
 		ImageID: st.ImageID, ImageRef: st.ImageRef, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Config: config,
 	})
 }
@@ -146,7 +147,7 @@ func (p *pod) readContainer(id ContainerID) (*container, error) {
 		return nil, err
 	}
 	spec.ImageID, spec.ImageRef, spec.LogPath, spec.StopSignal, spec.User = r.ImageID, r.ImageRef, r.LogPath, r.StopSignal, r.User
-	c.phase, c.fingerprint = r.Phase, r.Fingerprint
+	c.phase, c.fingerprint, c.told = r.Phase, r.Fingerprint, r.Told
 	st := &ContainerStatus{ID: id, Pod: p.id, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, containerSpec: spec}
 	switch {

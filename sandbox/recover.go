@@ -23,8 +23,8 @@ const (
 	gcBound           = 30 * time.Second
 )
 
-// recover reads what an earlier criserver recorded and begins to adopt it.
-func (s *Service) recover() error {
+// recover reads what an earlier criserver recorded and adopts it.
+func (s *Service) recover(ctx context.Context) error {
 	if err := record.Sweep(s.ledger.dir); err != nil {
 		s.log.Warn("cannot sweep the ledger", "error", err)
 	}
@@ -47,11 +47,31 @@ func (s *Service) recover() error {
 		slices.SortFunc(t.pods, compare[*pod])
 		slices.SortFunc(t.containers, compare[*container])
 	})
+	inParallel(pods, func(p *pod) { s.adopt(ctx, p) })
+	if ctx.Err() != nil {
+		return fmt.Errorf("adopt pods: %w", context.Cause(ctx))
+	}
 	s.spawn(func(ctx context.Context) {
-		s.adoptAll(ctx, pods, strays)
+		s.sweepNetwork(ctx, pods)
+		inParallel(strays, func(id ID) { s.removeStray(ctx, id) })
+		s.sweepContainers(ctx)
 		close(s.recovered)
 	})
 	return nil
+}
+
+// inParallel calls fn for all, a bounded number at a time.
+func inParallel[T any](all []T, fn func(T)) {
+	turns := make(chan struct{}, parallelAdoptions)
+	var wg sync.WaitGroup
+	for _, one := range all {
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			fn(one)
+		})
+	}
+	wg.Wait()
 }
 
 // readPods reads all records of pods. Directories without a record that can be read are strays.
@@ -73,7 +93,6 @@ func (s *Service) readPods() (pods []*pod, strays []ID, err error) {
 			strays = append(strays, id)
 			continue
 		}
-		p.adopted = make(chan struct{})
 		p.readContainers()
 		p.expireBoot()
 		pods = append(pods, p)
@@ -133,46 +152,22 @@ func compare[T object](a, b T) int {
 	return 0
 }
 
-// adoptAll adopts all pods, a bounded number at a time, and removes what belongs to none.
-func (s *Service) adoptAll(ctx context.Context, pods []*pod, strays []ID) {
-	turns := make(chan struct{}, parallelAdoptions)
-	var wg sync.WaitGroup
-	each := func(fn func()) {
-		turns <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-turns }()
-			fn()
-		})
-	}
-	for _, p := range pods {
-		each(func() { s.adopt(ctx, p) })
-	}
-	wg.Wait()
-	s.sweepNetwork(ctx, pods)
-	for _, id := range strays {
-		each(func() { s.removeStray(ctx, id) })
-	}
-	wg.Wait()
-	s.sweepContainers(ctx)
-}
-
-// adopt finds a pod's processes again, or ends what is left of it.
+// adopt finds a pod's processes again or ends what is left of it, and goes on with what was begun. Then what is listed
+// of the pod is true. If ctx ends before, nothing is known of the pod, and nothing happens to it.
 func (s *Service) adopt(ctx context.Context, p *pod) {
-	defer close(p.adopted)
 	rt, err := s.adoptPause(ctx, p)
-	if err != nil {
-		s.lose(p, err)
+	switch {
+	case err == nil:
+		s.found(p, rt)
+	case ctx.Err() != nil:
 		return
+	default:
+		s.lose(ctx, p, err)
 	}
-	p.mu.Lock()
-	p.rt = rt
-	phase := p.phase
-	p.publish()
-	p.mu.Unlock()
-	s.adoptContainers(p, rt)
-	s.adoptLayers(p, rt)
-	p.followed()
-	switch phase {
+	for _, c := range p.containers(unfinished) {
+		c.removeLater()
+	}
+	switch p.look() {
 	case podReady:
 		s.runs.Adopt(podKey(p.spec.Metadata), p.fingerprint, p.id, s.podWork())
 	case podCreating:
@@ -180,6 +175,17 @@ func (s *Service) adopt(ctx context.Context, p *pod) {
 	default:
 		p.endLater()
 	}
+}
+
+// found takes over a pod whose pause lives.
+func (s *Service) found(p *pod, rt RuntimePod) {
+	p.mu.Lock()
+	p.rt = rt
+	p.publish()
+	p.mu.Unlock()
+	s.adoptContainers(p, rt)
+	s.adoptLayers(p, rt)
+	p.followed()
 }
 
 // adoptPause connects to a pod's pause. Trouble is tried again a few times, a pause that is gone is not.
@@ -198,22 +204,22 @@ func (s *Service) adoptPause(ctx context.Context, p *pod) (rt RuntimePod, err er
 	return rt, err
 }
 
-// lose ends a pod whose pause is gone or cannot be reached.
-func (s *Service) lose(p *pod, cause error) {
-	switch p.look() {
-	case podCreating:
-		s.undoCreation(p)
-		return
-	case podReady:
+// lose ends the processes of a pod whose pause is gone or cannot be reached.
+func (s *Service) lose(ctx context.Context, p *pod, cause error) {
+	if p.look() == podReady {
 		s.log.Error("a pod was lost", "pod", p.id, "error", cause)
-		if err := p.advance(podStopping); err != nil {
-			s.log.Error("cannot end a lost pod", "pod", p.id, "error", err)
-		}
+		_ = p.advance(podStopping) // the transition is allowed
 	}
-	for _, c := range p.containers(unfinished) {
-		c.removeLater()
+	if len(p.containers(live)) == 0 {
+		return
 	}
-	p.endLater()
+	kill, cancel := context.WithTimeout(ctx, killTry)
+	defer cancel()
+	if err := p.stopPause(kill); err != nil {
+		s.log.Warn("what a lost pod left does not die, killing it again", "pod", p.id, "error", err)
+		return
+	}
+	p.loseContainers()
 }
 
 // unfinished is the phase of a container that was being made or removed.
@@ -244,7 +250,6 @@ func (s *Service) adoptContainers(p *pod, rt RuntimePod) {
 		c := p.unknownContainer(id)
 		c.rt = rt
 		p.addMember(c)
-		c.removeLater()
 	}
 }
 
@@ -255,10 +260,7 @@ func (s *Service) adoptContainer(c *container, rt RuntimeContainer) {
 	phase := c.phase
 	c.p.mu.Unlock()
 	switch {
-	case unfinished(phase):
-		c.removeLater()
-		return
-	case phase == containerExited:
+	case unfinished(phase), phase == containerExited:
 		return
 	case rt == nil:
 		_ = c.end(codeUnknown, ReasonUnknown, "the container was lost while criserver was away", time.Now()) // the transition is allowed

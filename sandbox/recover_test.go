@@ -33,9 +33,7 @@ func TestRestart(t *testing.T) {
 		process.exits(ociruntime.Exit{Code: 7})
 		time.Sleep(time.Minute)
 		m.start(nil)
-		want(t, "listed at once", len(m.s.ListPods())+len(m.s.ListContainers()), 4)
-		<-m.s.Recovered()
-		synctest.Wait()
+		want(t, "listed", len(m.s.ListPods())+len(m.s.ListContainers()), 4)
 
 		st, err := m.s.PodStatus(pod)
 		must(t, err)
@@ -98,14 +96,14 @@ func TestRestartFinds(t *testing.T) {
 				m.crash()
 				test.meanwhile(m, pod)
 				m.start(nil)
-				<-m.s.Recovered()
-				synctest.Wait()
 				st, err := m.s.PodStatus(pod)
 				must(t, err)
 				want(t, "pod", st.State, PodNotReady)
 				want(t, "container", m.status(id).State, ContainerExited)
 				want(t, "code", m.status(id).ExitCode, test.code)
 				want(t, "reason", m.status(id).Reason, test.reason)
+				<-m.s.Recovered()
+				synctest.Wait()
 				want(t, "address is given back", len(m.attached), 0)
 				must(t, m.s.RemovePod(t.Context(), pod))
 				m.clean()
@@ -129,30 +127,25 @@ func TestRestartOfStoppedPod(t *testing.T) {
 	})
 }
 
-// A client asks again as soon as there is a socket, when pods and containers are not adopted yet.
-func TestRetryDuringAdoption(t *testing.T) {
+// A criserver that is stopped while it starts knows nothing of the pods that it has not adopted, and must not end them.
+func TestStopDuringAdoption(t *testing.T) {
 	in(t, func(t *testing.T, m *machine) {
-		pod, err := m.s.RunPod(t.Context(), podConfig(), "")
-		must(t, err)
-		created, err := m.s.CreateContainer(t.Context(), pod, containerConfig(), podConfig())
-		must(t, err)
+		pod, id := m.made()
 		m.crash()
 		m.failing("AdoptPod", errors.New("busy"))
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		m.s = m.service(nil)
+		want(t, "gave up", errors.Is(m.s.recover(ctx), context.DeadlineExceeded), true)
+		m.s.Close(ctx)
+		m.failing("AdoptPod", nil)
 		m.start(nil)
-		time.AfterFunc(time.Millisecond, func() { m.failing("AdoptPod", nil) })
-		done := make(chan error)
-		go func() {
-			retried, err := m.s.CreateContainer(t.Context(), pod, containerConfig(), podConfig())
-			want(t, "container", retried, created)
-			done <- err
-		}()
-		again, err := m.s.RunPod(t.Context(), podConfig(), "")
+		st, err := m.s.PodStatus(pod)
 		must(t, err)
-		want(t, "pod", again, pod)
-		must(t, <-done)
-		want(t, "pods", len(m.s.ListPods()), 1)
-		want(t, "containers", len(m.s.ListContainers()), 1)
+		want(t, "pod", st.State, PodReady)
+		want(t, "container", m.status(id).State, ContainerRunning)
 		must(t, m.s.RemovePod(t.Context(), pod))
+		m.clean()
 	})
 }
 
@@ -162,7 +155,7 @@ func TestRestartGoesOnRemoving(t *testing.T) {
 		in(t, func(t *testing.T, m *machine) {
 			pod, _ := m.made()
 			ctx, cancel := context.WithCancel(t.Context())
-			killer := &killer{at: -1, kill: func() { cancel(); m.s.closing.Do(func() { close(m.s.closed) }) }}
+			killer := &killer{at: -1, kill: func() { cancel(); m.s.halt() }}
 			m.s.boundary = func(name string) {
 				if strings.HasPrefix(name, where) {
 					killer.mu.Lock()

@@ -48,24 +48,7 @@ func (s *Service) RunPod(ctx context.Context, config *runtimev1.PodSandboxConfig
 		config = nil // the group keeps this function as long as the pod lives
 		return s.runPod(ctx, asked, handler, print)
 	}
-	key := podKey(config.Metadata)
-	if err := s.awaitKey(ctx, key); err != nil {
-		return "", err
-	}
-	return s.runs.Join(ctx, key, print, work)
-}
-
-// awaitKey waits for the adoption of the pod that this request may be a retry for: only then is its operation known.
-func (s *Service) awaitKey(ctx context.Context, key string) error {
-	for _, p := range s.table.Load().pods {
-		if p.adopted == nil || podKey(p.spec.Metadata) != key {
-			continue
-		}
-		if err := p.await(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.runs.Join(ctx, podKey(config.Metadata), print, work)
 }
 
 // podWork is the operation that made a pod, as it is known after it ended.

@@ -81,13 +81,17 @@ type Service struct {
 	mu    sync.Mutex // taken to replace the table
 	table atomic.Pointer[table]
 
-	runs       *stage.Group[ID]
-	creates    *stage.Group[ContainerID]
-	changes    *stage.Group[struct{}] // stop, start and remove: joined while they run
-	swept      chan struct{}          // closed when the network has been rid of what an earlier criserver left
-	recovered  chan struct{}          // closed when all pods are adopted and leftovers removed
+	runs        *stage.Group[ID]
+	creates     *stage.Group[ContainerID]
+	starts      *stage.Group[struct{}] // this and the following are joined while they run, and have no result
+	removals    *stage.Group[struct{}] // of containers
+	podStops    *stage.Group[struct{}]
+	podRemovals *stage.Group[struct{}]
+
+	swept      chan struct{} // closed when the network has been rid of what an earlier criserver left
+	recovered  chan struct{} // closed when what an earlier criserver left is removed
 	closed     chan struct{}
-	closing    sync.Once
+	halting    sync.RWMutex // taken to close closed, and to begin what must not begin after that
 	background sync.WaitGroup
 
 	plan     func(context.Context, *building) error // makes the spec; replaced by tests without a root file system
@@ -100,23 +104,27 @@ type namespaces struct {
 	unpin func(path string) error
 }
 
-// New reads the records of an earlier criserver, whose pods are listed when it returns, and begins to adopt them.
-// What of them was half made or owed is undone in the background; see Recovered.
-func New(config Config) (*Service, error) {
+// New reads the records of an earlier criserver and adopts its pods: when it returns, all that is listed is true. What
+// was half made or owed is undone in the background; see Recovered. If ctx ends before, pods are left as they are.
+func New(ctx context.Context, config Config) (*Service, error) {
 	s, err := newService(config)
 	if err != nil {
 		return nil, err
 	}
-	return s, s.connect()
+	if err := s.connect(ctx); err != nil {
+		s.Close(ctx)
+		return nil, err
+	}
+	return s, nil
 }
 
 // connect makes a new Service one of this node, and recovers what there is on it.
-func (s *Service) connect() (err error) {
+func (s *Service) connect(ctx context.Context) (err error) {
 	s.netns, s.plan = namespaces{pin: cni.PinNetNS, unpin: cni.UnpinNetNS}, s.makeSpec
 	if s.host, err = host(); err != nil {
 		return fmt.Errorf("ask the node what it has: %w", err)
 	}
-	return s.recover()
+	return s.recover(ctx)
 }
 
 func newService(config Config) (*Service, error) {
@@ -134,10 +142,13 @@ func newService(config Config) (*Service, error) {
 		config.BootID = strings.TrimSpace(string(id))
 	}
 	s := &Service{config: config, log: config.Log,
-		runs:    stage.NewGroup[ID]("run pod", config.Recorder, config.Log),
-		creates: stage.NewGroup[ContainerID]("create container", config.Recorder, config.Log),
-		changes: stage.NewGroup[struct{}]("change", config.Recorder, config.Log),
-		swept:   make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
+		runs:        stage.NewGroup[ID]("RunPodSandbox", config.Recorder, config.Log),
+		creates:     stage.NewGroup[ContainerID]("CreateContainer", config.Recorder, config.Log),
+		starts:      stage.NewGroup[struct{}]("StartContainer", config.Recorder, config.Log),
+		removals:    stage.NewGroup[struct{}]("RemoveContainer", config.Recorder, config.Log),
+		podStops:    stage.NewGroup[struct{}]("StopPodSandbox", config.Recorder, config.Log),
+		podRemovals: stage.NewGroup[struct{}]("RemovePodSandbox", config.Recorder, config.Log),
+		swept:       make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
 	s.ledger = newLedger(filepath.Join(config.RootDir, "ledger"), config.Network, config.Log)
 	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}}
 	s.table.Store(&table{})
@@ -152,21 +163,51 @@ func newService(config Config) (*Service, error) {
 func (s *Service) podsDir() string    { return filepath.Join(s.config.StateDir, "pods") }
 func (s *Service) volumesDir() string { return filepath.Join(s.config.RootDir, "volumes") }
 
-// Recovered is closed when every pod of an earlier criserver is adopted or given up and what it left is removed.
+// Recovered is closed when what an earlier criserver left and nobody needs is removed.
 func (s *Service) Recovered() <-chan struct{} { return s.recovered }
 
 // Close ends what the Service does by itself, after operations that run have ended or ctx has. Pods and containers live on.
 func (s *Service) Close(ctx context.Context) {
-	s.runs.Close(ctx)
+	s.runs.Close(ctx) // those that use others first
 	s.creates.Close(ctx)
-	s.changes.Close(ctx)
-	s.closing.Do(func() { close(s.closed) })
+	s.starts.Close(ctx)
+	s.podRemovals.Close(ctx)
+	s.podStops.Close(ctx)
+	s.removals.Close(ctx)
+	s.halt()
 	s.background.Wait()
+}
+
+// halt ends what goes on beside operations, without waiting for it. It can be repeated.
+func (s *Service) halt() {
+	s.halting.Lock()
+	defer s.halting.Unlock()
+	if !s.halted() {
+		close(s.closed)
+	}
+}
+
+func (s *Service) halted() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// beside runs fn, which must end when s.closed is closed, beside everything else; not at all if it is closed already.
+func (s *Service) beside(fn func()) {
+	s.halting.RLock()
+	defer s.halting.RUnlock()
+	if !s.halted() {
+		s.background.Go(fn)
+	}
 }
 
 // spawn runs fn beside everything else, with a context that ends with the Service.
 func (s *Service) spawn(fn func(context.Context)) {
-	s.background.Go(func() {
+	s.beside(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		ended := make(chan struct{})
@@ -219,9 +260,9 @@ func watched[S interface {
 	return steps
 }
 
-// join makes a change that is joined by the same one while it runs and has no result.
-func (s *Service) join(ctx context.Context, key string, change func(context.Context) error) error {
-	_, err := s.changes.Join(ctx, key, "", stage.Work[struct{}]{
+// join makes a change to the object id, which the same change joins while it runs.
+func join[S ~string](ctx context.Context, changes *stage.Group[struct{}], id S, change func(context.Context) error) error {
+	_, err := changes.Join(ctx, string(id), "", stage.Work[struct{}]{
 		Start: func(ctx context.Context) (struct{}, error) { return struct{}{}, change(ctx) },
 		Undo:  func(context.Context, struct{}) error { return nil },
 		Valid: func(struct{}) bool { return false },

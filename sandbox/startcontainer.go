@@ -12,15 +12,22 @@ import (
 // startBound is for everything between a created container and a process of it: the slowest is opening volumes.
 const startBound = 2 * time.Minute
 
+// answerTime is how long an answer may take to its caller: one that leaves later before the caller's deadline may come
+// too late, and then nobody knows what it says.
+const answerTime = time.Second
+
 // StartContainer starts a container that was created and never started. A failure is the container's end, with the
-// reason StartError. Calls join; a retry whose predecessor was not told of its success gets that success.
+// reason StartError. Calls join; as long as no caller has surely heard of a success, the next one gets it.
 func (s *Service) StartContainer(ctx context.Context, id ContainerID) error {
 	c, err := s.container(id)
 	if err != nil {
 		return err
 	}
-	if err := s.join(ctx, "start container "+string(c.id), c.start); err != nil {
+	if err := join(ctx, s.starts, c.id, c.start); err != nil {
 		return err
+	}
+	if deadline, has := ctx.Deadline(); ctx.Err() != nil || has && time.Until(deadline) < answerTime {
+		return nil
 	}
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
@@ -39,7 +46,7 @@ func (c *container) start(ctx context.Context) error {
 		return nil
 	}
 	if err := c.advance(containerStarting, nil); err != nil {
-		return err
+		return fmt.Errorf("%w; a container is started once, create another", err)
 	}
 	c.p.s.at("before start")
 	began := time.Now() // a short process may have ended before Start returns, and must not end before it started
@@ -58,7 +65,7 @@ func (c *container) start(ctx context.Context) error {
 	return nil
 }
 
-// startedUntold says whether a start succeeded and no caller knows.
+// startedUntold says whether a start succeeded and perhaps no caller knows.
 func (c *container) startedUntold() bool {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
@@ -79,22 +86,25 @@ func (s *Service) RemoveContainer(ctx context.Context, id ContainerID) error {
 }
 
 func (s *Service) removeContainer(ctx context.Context, c *container) error {
-	return s.join(ctx, "remove container "+string(c.id), c.remove)
+	return join(ctx, s.removals, c.id, c.remove)
 }
 
 // remove is the operation behind RemoveContainer.
 func (c *container) remove(ctx context.Context) error {
-	if err := c.p.await(ctx); err != nil {
-		return err
-	}
 	if phase, _ := c.look(); phase == containerRemoved {
 		return nil
 	}
-	if err := c.terminate(ctx, 0); err != nil {
-		return err
-	}
-	if err := c.advance(containerRemoving, nil); err != nil {
-		return err
+	for { // it may be started meanwhile
+		if err := c.terminate(ctx, 0); err != nil {
+			return err
+		}
+		err := c.advance(containerRemoving, nil)
+		if err == nil {
+			break
+		}
+		if phase, _ := c.look(); !live(phase) {
+			return err
+		}
 	}
 	if err := containerSteps.Undo(ctx, &building{container: c}); err != nil {
 		c.takeSoil()
@@ -125,9 +135,6 @@ func (s *Service) ReopenContainerLog(ctx context.Context, id ContainerID) error 
 func (s *Service) runningContainer(ctx context.Context, id ContainerID) (*container, RuntimeContainer, error) {
 	c, err := s.container(id)
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := c.p.await(ctx); err != nil {
 		return nil, nil, err
 	}
 	phase, rt := c.look()

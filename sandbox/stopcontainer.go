@@ -12,6 +12,7 @@ import (
 
 	"github.com/criserver/criserver/ociruntime"
 	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/stage"
 )
 
 const (
@@ -40,9 +41,6 @@ func (s *Service) StopContainer(ctx context.Context, id ContainerID, grace time.
 	if err != nil {
 		return err
 	}
-	if err := c.p.await(ctx); err != nil {
-		return err
-	}
 	return c.terminate(ctx, grace)
 }
 
@@ -61,7 +59,7 @@ func (c *container) terminate(ctx context.Context, grace time.Duration) error {
 		case st == nil:
 			return nil
 		}
-		return c.stopped(ctx, st)
+		return stage.Run(ctx, "stop", 0, func(ctx context.Context) error { return c.stopped(ctx, st) })
 	}
 }
 

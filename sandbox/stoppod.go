@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/criserver/criserver/stage"
 )
 
 const (
@@ -25,15 +27,12 @@ func (s *Service) StopPod(ctx context.Context, id ID) error {
 	if err != nil {
 		return err
 	}
-	return s.join(ctx, "stop pod "+string(p.id), p.stop)
+	return join(ctx, s.podStops, p.id, p.stop)
 }
 
-// stop is the operation behind StopPod; s.join keeps it from running twice at a time.
+// stop is the operation behind StopPod, and so never runs twice at a time.
 func (p *pod) stop(ctx context.Context) error {
-	if err := p.await(ctx); err != nil {
-		return err
-	}
-	if p.look() == podStopped {
+	if phase := p.look(); phase == podStopped || phase == podRemoved {
 		return nil
 	}
 	if err := p.advance(podStopping); err != nil {
@@ -51,9 +50,7 @@ func (p *pod) stop(ctx context.Context) error {
 		p.takeSoil()
 		return err
 	}
-	if err := p.loseContainers(codeKilled, ReasonError, "the pod's pause is gone"); err != nil {
-		return err
-	}
+	p.loseContainers()
 	return p.advance(podStopped)
 }
 
@@ -68,7 +65,7 @@ func (p *pod) killContainers(ctx context.Context) error {
 	if p.runtime() == nil {
 		return nil // CleanPod will
 	}
-	running := p.containers(func(phase containerPhase) bool { return phase == containerRunning || phase == containerStarting })
+	running := p.containers(live)
 	errs := make([]error, len(running))
 	var wg sync.WaitGroup
 	for i, c := range running {
@@ -79,12 +76,10 @@ func (p *pod) killContainers(ctx context.Context) error {
 }
 
 // loseContainers ends those that nobody saw end, now that their cgroups are gone.
-func (p *pod) loseContainers(code int32, reason, message string) error {
-	var errs []error
-	for _, c := range p.containers(func(phase containerPhase) bool { return phase == containerRunning || phase == containerStarting }) {
-		errs = append(errs, c.end(code, reason, message, time.Now()))
+func (p *pod) loseContainers() {
+	for _, c := range p.containers(live) {
+		_ = c.end(codeKilled, ReasonError, "the pod's pause is gone", time.Now()) // it has ended meanwhile
 	}
-	return errors.Join(errs...)
 }
 
 // RemovePod stops a pod and removes it and its containers. It can be repeated.
@@ -96,19 +91,16 @@ func (s *Service) RemovePod(ctx context.Context, id ID) error {
 	if err != nil {
 		return err
 	}
-	return s.join(ctx, "remove pod "+string(p.id), p.remove)
+	return join(ctx, s.podRemovals, p.id, p.remove)
 }
 
 // remove is the operation behind RemovePod.
 func (p *pod) remove(ctx context.Context) error {
-	if err := p.await(ctx); err != nil {
-		return err
-	}
 	if p.look() == podRemoved {
 		return nil
 	}
 	p.doom()
-	if err := p.s.join(ctx, "stop pod "+string(p.id), p.stop); err != nil {
+	if err := join(ctx, p.s.podStops, p.id, p.stop); err != nil {
 		return err
 	}
 	all := p.containers(func(containerPhase) bool { return true })
@@ -146,17 +138,17 @@ func (p *pod) endLater() {
 }
 
 // stopLater stops a pod in the background, however often that must be tried.
-func (p *pod) stopLater() { p.later("stop pod ", p.stop) }
+func (p *pod) stopLater() { p.later(p.s.podStops, p.stop) }
 
 // removeLater removes a pod in the background, however often that must be tried.
-func (p *pod) removeLater() { p.later("remove pod ", p.remove) }
+func (p *pod) removeLater() { p.later(p.s.podRemovals, p.remove) }
 
-func (p *pod) later(what string, change func(context.Context) error) {
+func (p *pod) later(changes *stage.Group[struct{}], change func(context.Context) error) {
 	p.s.spawn(func(ctx context.Context) {
 		persist(ctx, firstPause, lastPause, func(ctx context.Context) bool {
-			err := p.s.join(ctx, what+string(p.id), change)
+			err := join(ctx, changes, p.id, change)
 			if err != nil {
-				p.s.log.Warn("trying again", "to", what+string(p.id), "error", err)
+				p.s.log.Warn("cannot end a pod, trying again", "pod", p.id, "error", err)
 			}
 			return err == nil
 		})

@@ -62,8 +62,8 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		Recorder:     recorder,
 		Log:          log,
 	})
-	n.start = func(context.Context) error {
-		pods, err := sandbox.New(sandbox.Config{
+	n.start = func(ctx context.Context) error {
+		pods, err := sandbox.New(ctx, sandbox.Config{
 			StateDir: config.State, RootDir: config.Root, LineMax: config.Container.LogLineMax,
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
 			Recorder: recorder, Log: log,

@@ -85,9 +85,12 @@ func (n *node) run(ctx context.Context, socket net.Listener) error {
 
 	began := time.Now()
 	err := n.start(ctx)
-	if err == nil {
+	switch {
+	case err == nil:
 		n.log.Info(readyNotice, "socket", n.config.Address, "version", versionString(), "pid", os.Getpid(), "after", time.Since(began))
 		err = notify(daemon.SdNotifyReady)
+	case ctx.Err() != nil:
+		err = nil // it was stopped while it started
 	}
 	if err == nil {
 		select {

@@ -192,3 +192,16 @@ func TestNodeThatCannotStart(t *testing.T) {
 		t.Errorf("got error %v, closed %v", err, closed)
 	}
 }
+
+func TestNodeThatIsStoppedWhileItStarts(t *testing.T) {
+	socket, err := listen("unix://" + filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	log := slog.New(slog.DiscardHandler)
+	n := &node{log: log, cri: cri.New(cri.Config{Log: log}), start: func(ctx context.Context) error { cancel(); return ctx.Err() }}
+	if err := n.run(ctx, socket); err != nil {
+		t.Errorf("got error %v: to be stopped is no failure", err)
+	}
+}
