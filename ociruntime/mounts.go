@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -181,12 +182,10 @@ func checkPropagation(source *os.File, o mount.Options) error {
 	return nil
 }
 
-// cgroups shows the container its leaf: the one hierarchy of v2, made by the child in its cgroup namespace, or a
-// directory with every v1 hierarchy.
+// cgroups shows the container its leaf: the one hierarchy of v2, or a directory with every v1 hierarchy.
 func (s *start) cgroups(dest string, o mount.Options) ([]compile.Mount, error) {
 	if s.c.pod.runtime.Unified() {
-		fs := &compile.Filesystem{Type: "cgroup2", Source: "cgroup", Options: mount.Options{Attr: o.Attr}}
-		return []compile.Mount{{What: "mount cgroup2", Destination: dest, Make: fs}}, nil
+		return s.cgroup2(dest, o)
 	}
 	dir, err := mount.New("tmpfs", "tmpfs", mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=755", "size=64k"}))
 	if err != nil {
@@ -195,7 +194,7 @@ func (s *start) cgroups(dest string, o mount.Options) ([]compile.Mount, error) {
 	all := []compile.Mount{{What: "mount tmpfs", Destination: dest, FD: s.own(dir)}}
 	paths := s.c.group.Paths()
 	made := map[string]string{} // directory of the host -> name in the container
-	for _, controller := range sorted(paths) {
+	for _, controller := range slices.Sorted(maps.Keys(paths)) {
 		name := hierarchyName(controller)
 		if first, ok := made[paths[controller]]; ok { // controllers that are mounted together
 			if err := unix.Symlinkat(first, int(dir.Fd()), name); err != nil {
@@ -220,6 +219,36 @@ func (s *start) cgroups(dest string, o mount.Options) ([]compile.Mount, error) {
 	return all, nil
 }
 
+// cgroup2 is made by the child in its cgroup namespace. Without one that would change the options of the host's cgroup2,
+// so that the host's mount is cloned.
+func (s *start) cgroup2(dest string, o mount.Options) ([]compile.Mount, error) {
+	one := compile.Mount{What: "mount cgroup2", Destination: dest}
+	if hasNamespace(s.spec.Linux, specs.CgroupNamespace) {
+		one.Make = &compile.Filesystem{Type: "cgroup2", Source: "cgroup", Options: mount.Options{Attr: o.Attr}}
+		return []compile.Mount{one}, nil
+	}
+	clone, err := bindCgroup(s.c.pod.runtime.config.Cgroups.List()[0].MountPoint, o.Attr)
+	if err != nil {
+		return nil, err
+	}
+	one.FD = s.own(clone)
+	return []compile.Mount{one}, nil
+}
+
+// bindCgroup clones a directory of a cgroup hierarchy.
+func bindCgroup(hostPath string, attr mount.Attr) (*os.File, error) {
+	source, err := mount.OpenSource(hostPath)
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	clone, err := mount.Bind(source, mount.Options{Attr: attr}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("bind %s: %w", hostPath, err)
+	}
+	return clone, nil
+}
+
 // hierarchyName is the usual name of a mount point below /sys/fs/cgroup.
 func hierarchyName(controller string) string {
 	if controller == "" {
@@ -232,25 +261,11 @@ func (s *start) cgroup1(dir *os.File, name, hostPath string, o mount.Options) (c
 	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
 		return compile.Mount{}, fmt.Errorf("mkdir %s: %w", name, err)
 	}
-	source, err := mount.OpenSource(hostPath)
+	clone, err := bindCgroup(hostPath, o.Attr)
 	if err != nil {
 		return compile.Mount{}, err
 	}
-	defer source.Close()
-	clone, err := mount.Bind(source, mount.Options{Attr: o.Attr}, nil)
-	if err != nil {
-		return compile.Mount{}, fmt.Errorf("bind %s: %w", hostPath, err)
-	}
 	return compile.Mount{What: "mount cgroup " + name, FD: s.own(clone)}, nil
-}
-
-func sorted(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // prepareRoot makes what must be there before the mounts: the working directory and device nodes outside /dev.

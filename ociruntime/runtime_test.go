@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -51,15 +52,42 @@ func newFixture(t testing.TB) *fixture {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	binary, err := pauseBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
 	hierarchies, err := cgroup.Detect()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newFixtureOn(t, hierarchies)
+}
+
+// newFixtureV2 is newFixture on a host that seems to have the cgroup2 hierarchy only, whatever its controllers.
+func newFixtureV2(t testing.TB) *fixture {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	host, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := slices.DeleteFunc(host.List(), func(h cgroup.Hierarchy) bool { return !h.Unified })
+	_ = host.Close()
+	if len(list) == 0 {
+		t.Skip("no cgroup2 is mounted")
+	}
+	hierarchies, err := cgroup.New(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newFixtureOn(t, hierarchies)
+}
+
+func newFixtureOn(t testing.TB, hierarchies *cgroup.Hierarchies) *fixture {
+	t.Helper()
 	t.Cleanup(func() { _ = hierarchies.Close() })
+	binary, err := pauseBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
 	rt, err := New(Config{PauseBinary: binary, WorkDir: t.TempDir(), Cgroups: hierarchies, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

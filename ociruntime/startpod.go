@@ -34,7 +34,7 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 	}()
 	place := &cgroup.Placement{}
 	if r.config.Systemd == nil {
-		if err := p.makeGroup(c.CgroupParent, pauseResources()); err != nil {
+		if err := p.makeGroup(c.CgroupParent); err != nil {
 			return nil, err
 		}
 		if place, err = p.group.Placement(); err != nil {
@@ -81,14 +81,15 @@ func (p *Pod) undo(ctx context.Context) error {
 	return err
 }
 
-// makeGroup makes pause's leaf; parent is where the pod's containers get theirs.
-func (p *Pod) makeGroup(parent string, res *specs.LinuxResources) error {
+// makeGroup makes pause's leaf; parent is where the pod's containers get theirs. It has no limits and a normal weight: logs,
+// execs and stops of a pod that wants more CPU than it gets wait for pause.
+func (p *Pod) makeGroup(parent string) error {
 	p.parent = parent
 	own := parent
 	if p.runtime.config.PauseParent != "" {
 		own = p.runtime.config.PauseParent
 	}
-	group, err := p.createLeaf(own, p.config.ID, res)
+	group, err := p.createLeaf(own, p.config.ID, nil)
 	p.group = group
 	if err != nil {
 		return fmt.Errorf("create the sandbox's cgroup: %w", err)
@@ -120,12 +121,7 @@ func (p *Pod) enterScope(ctx context.Context) error {
 		return err
 	}
 	p.scope = scope
-	return p.makeGroup(scope.Path(), nil)
-}
-
-func pauseResources() *specs.LinuxResources {
-	shares := uint64(2)
-	return &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
+	return p.makeGroup(scope.Path())
 }
 
 // spawn forks the pause, in a cgroup2 directory if there is one, and connects to it.

@@ -2,6 +2,9 @@ package ociruntime
 
 import (
 	"context"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,7 +17,7 @@ func TestBootOfDeadPause(t *testing.T) {
 	f := newFixture(t)
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 	p := f.runtime.newPod(PodConfig{ID: randomID(), Dir: t.TempDir(), HostNetwork: true, CgroupParent: f.parent, UserNS: &IDMap{UIDs: ids, GIDs: ids}})
-	if err := p.makeGroup(f.parent, nil); err != nil {
+	if err := p.makeGroup(f.parent); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -37,5 +40,17 @@ func TestBootOfDeadPause(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("the start of a dead pause stalls")
+	}
+}
+
+// Under contention pause must not come last: the logs, execs and stops of its pod go through it.
+func TestPauseHasNormalWeight(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	dir := p.group.Paths()["cpu"]
+	for file, normal := range map[string]string{"cpu.shares": "1024", "cpu.weight": "100"} {
+		if text, err := os.ReadFile(filepath.Join(dir, file)); err == nil && strings.TrimSpace(string(text)) != normal {
+			t.Errorf("%s of pause is %s, want %s", file, text, normal)
+		}
 	}
 }
