@@ -63,6 +63,8 @@ type Config struct {
 	Network Network
 	Roots   func() []string // the containers that have a root, known or not; nil: nobody can tell
 
+	AppArmor *specgen.AppArmor // nil: not used
+
 	Layers   LayerMounts     // nil: mounts of layers are made again after a restart
 	Recorder *stage.Recorder // nil: none
 	Log      *slog.Logger    // nil: none
@@ -124,6 +126,7 @@ func (s *Service) connect(ctx context.Context) (err error) {
 	if s.host, err = host(); err != nil {
 		return fmt.Errorf("ask the node what it has: %w", err)
 	}
+	s.host.AppArmor = s.config.AppArmor
 	return s.recover(ctx)
 }
 

@@ -20,8 +20,7 @@ import (
 	"github.com/criserver/criserver/ociruntime/user"
 )
 
-// host asks this node what specs may count on. Security modules come with the issue that proves them: until then a
-// profile that is asked for by name is refused and the default is none.
+// host asks this node what specs may count on, but for security modules, which are configured.
 func host() (specgen.Host, error) {
 	cgroups, err := cgroup.Detect()
 	if err != nil {

@@ -63,10 +63,14 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		Log:          log,
 	})
 	n.start = func(ctx context.Context) error {
+		appArmor, err := n.assembleAppArmor(ctx)
+		if err != nil {
+			return err
+		}
 		pods, err := sandbox.New(ctx, sandbox.Config{
 			StateDir: config.State, RootDir: config.Root, LineMax: config.Container.LogLineMax,
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
-			Recorder: recorder, Log: log,
+			AppArmor: appArmor, Recorder: recorder, Log: log,
 		})
 		if err != nil {
 			return fmt.Errorf("bring back pods: %w", err)

@@ -55,6 +55,7 @@ var checks = []check{
 	{"pod network", checkNetwork},
 	{"network plugins", checkPlugins},
 	{"packet filter", checkFilter},
+	{"AppArmor", checkAppArmor},
 }
 
 func newCheck(flags *flags) *cobra.Command {

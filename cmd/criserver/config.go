@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"time"
+
+	"github.com/criserver/criserver/ociruntime/apparmor"
 )
 
 // Config is the whole configuration: defaults, then the file, then flags. It is plain data, read once, and passed on in
@@ -21,6 +23,7 @@ type Config struct {
 	CNI       CNI       `toml:"cni" comment:"Network plugins and their configuration."`
 	Network   Network   `toml:"network" comment:"The network of pods where the CNI directory has no configuration."`
 	Images    Images    `toml:"images" comment:"Images and layers."`
+	Security  Security  `toml:"security" comment:"Security modules of the kernel."`
 }
 
 // Log configures criserver's own messages.
@@ -51,6 +54,12 @@ type Network struct {
 // Images configures the image service.
 type Images struct {
 	Store string `toml:"store" comment:"auto, erofs or overlay. auto: erofs where the kernel mounts image files directly (6.12), else overlay."`
+}
+
+// Security configures what confines containers beside namespaces, capabilities and seccomp.
+type Security struct {
+	AppArmor        string `toml:"apparmor" comment:"auto, on or off. auto: where the kernel has it; on: criserver does not start without it and its default profile."`
+	AppArmorDefault string `toml:"apparmor_default" comment:"Profile of containers that name none. criserver loads criserver-default, its own; another must be loaded. unconfined: none."`
 }
 
 // Duration is a time.Duration that is written as "1.5s" in the file.
@@ -89,5 +98,6 @@ func defaultConfig() Config {
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},
 		Images:       Images{Store: "auto"},
+		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile},
 	}
 }

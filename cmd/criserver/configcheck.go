@@ -51,6 +51,10 @@ func validate(c *Config) []string {
 	oneOf("log.format", c.Log.Format, "text", "json")
 	oneOf("images.store", c.Images.Store, "auto", "erofs", "overlay")
 	oneOf("network.default", c.Network.Default, "on", "off")
+	oneOf("security.apparmor", c.Security.AppArmor, "auto", "on", "off")
+	if name := c.Security.AppArmorDefault; name == "" || strings.ContainsAny(name, "\n\x00") {
+		add("security.apparmor_default", "%q is not the name of a profile", name)
+	}
 	if c.Log.Slow < 0 {
 		add("log.slow", "must not be negative")
 	}

@@ -129,7 +129,12 @@ func (g *generator) apparmor() error {
 		return invalid(field+".localhost_ref", "%q is not the name of a profile", name)
 	case host == nil:
 		return invalid(field, "profile %q is asked for, but this host has no AppArmor", name)
-	case !host.Loaded(name):
+	}
+	loaded, err := host.Loaded(name)
+	switch {
+	case err != nil:
+		return err
+	case !loaded:
 		return invalid(field, "profile %q is not loaded", name)
 	}
 	g.spec.Process.ApparmorProfile = name

@@ -47,8 +47,8 @@ type Host struct {
 
 // AppArmor is what the host has of it.
 type AppArmor struct {
-	Default string                    // profile of RuntimeDefault; "": none
-	Loaded  func(profile string) bool // whether the kernel has a profile
+	Default string                             // profile of RuntimeDefault; "": none
+	Loaded  func(profile string) (bool, error) // whether the kernel has a profile
 }
 
 // DefaultRlimits are what containers get unless configured otherwise: programs that go through all descriptors up to

@@ -83,7 +83,7 @@ func base() Input {
 			specs.UTSNamespace: "/proc/7/ns/uts", specs.PIDNamespace: "/proc/8/ns/pid", specs.UserNamespace: "/proc/7/ns/user"},
 		User: users,
 		Host: Host{LastCap: 40, RecursiveReadOnly: true, Rlimits: DefaultRlimits(), Devices: hostDevices, CgroupV2: true,
-			AppArmor: &AppArmor{Default: "cri-default", Loaded: func(p string) bool { return p == "mine" }}},
+			AppArmor: &AppArmor{Default: "cri-default", Loaded: func(p string) (bool, error) { return p == "mine", nil }}},
 	}
 }
 
