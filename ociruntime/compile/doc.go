@@ -11,7 +11,7 @@ package compile
 
 // Places in the minimal mount namespace.
 const (
-	ProcDir  = "/p"     // a full proc, without which the kernel refuses another one to a user namespace
+	ProcDir  = "/proc"  // a full proc, without which the kernel refuses another one to a user namespace
 	SysDir   = "/s"     // a full sysfs, for the same reason
 	NewRoot  = "/new"   // where the container's root is attached
 	EmptyDir = "/empty" // an empty read-only tmpfs: what masked directories show
