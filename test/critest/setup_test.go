@@ -113,7 +113,7 @@ func (s *setup) begin() (err error) {
 	return s.tb.catch(func() {
 		suite.registry = registry.Start(s.tb, registry.Options{})
 		suite.busybox = pushBusybox(s.tb)
-		if suite.main, err = newDaemon("main", storeAuto); err != nil {
+		if suite.main, err = newDaemon("main", cmp.Or(os.Getenv(storeEnv), storeAuto)); err != nil {
 			s.tb.Fatal(err)
 		}
 	})
@@ -202,6 +202,9 @@ func readPatience() time.Duration {
 	}
 	return time.Duration(n)
 }
+
+// storeEnv is the layer store of the main daemon, which is "auto" without it.
+const storeEnv = "CRITEST_STORE"
 
 // binEnv names a directory with criserver, pause and cni/ to be tested, instead of what is built from the sources.
 const binEnv = "CRITEST_BIN"

@@ -207,7 +207,14 @@ func leakDaemon(t *testing.T) func() {
 	var pid int
 	_, err = fmt.Sscan(string(out), &pid)
 	must(t, err)
-	return func() { must(t, unix.Kill(pid, unix.SIGKILL)) }
+	eventually(t, "the shell's child has become leak-daemon", func() bool {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		return err == nil && string(comm) == "leak-daemon\n"
+	})
+	return func() {
+		must(t, unix.Kill(pid, unix.SIGKILL))
+		eventually(t, "leak-daemon is gone", func() bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) })
+	}
 }
 
 func leakMountedNS(t *testing.T) func() {
@@ -232,7 +239,27 @@ func newNetNS(t *testing.T) *os.File {
 	if ns == nil {
 		t.Fatal("could not make a network namespace")
 	}
+	inode, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()))
+	must(t, err)
+	eventually(t, "the thread that made the namespace has ended", func() bool {
+		tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+		must(t, err)
+		return !slices.ContainsFunc(tasks, func(path string) bool {
+			to, err := os.Readlink(path)
+			return err == nil && to == inode
+		})
+	})
 	return ns
+}
+
+// eventually fails the test if what must come does not.
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for over := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(over) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
 }
 
 // unshareNetNS makes a namespace in a thread that ends with its goroutine. The process's first thread never ends, so

@@ -28,7 +28,7 @@ const (
 )
 
 // startBound is how long a registry may take until it listens.
-const startBound = 20 * time.Second
+const startBound = 2 * time.Minute
 
 // Options say what kind of registry to start.
 type Options struct {

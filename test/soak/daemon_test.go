@@ -95,7 +95,7 @@ func (d *daemon) start() error {
 	cmd, ended := d.cmd, make(chan struct{})
 	d.ended = ended
 	go func() { _ = cmd.Wait(); close(ended) }() // how it ended is in ProcessState
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
 		s, err := d.runtime.Status(ctx, &cri.StatusRequest{}, grpc.WaitForReady(true))
@@ -107,7 +107,7 @@ func (d *daemon) start() error {
 		case <-ended:
 			return fmt.Errorf("criserver ended with %v\n%s", cmd.ProcessState, d.lastLog())
 		case <-ctx.Done():
-			return fmt.Errorf("criserver is not ready after 20 s: %v, status %v\n%s", err, s, d.lastLog())
+			return fmt.Errorf("criserver is not ready after %v: %v, status %v\n%s", patience, err, s, d.lastLog())
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
@@ -139,7 +139,7 @@ func (d *daemon) stop() error {
 	err := d.cmd.Process.Signal(unix.SIGTERM)
 	select {
 	case <-d.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		return errors.Join(fmt.Errorf("criserver does not end on SIGTERM\n%s", d.lastLog()), d.cmd.Process.Kill())
 	}
 	if !d.cmd.ProcessState.Success() {

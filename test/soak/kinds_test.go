@@ -32,7 +32,7 @@ func (l *life) ends(ctx context.Context) error {
 		return err
 	}
 	var got []string
-	for over := time.Now().Add(5 * time.Second); ; { // the writer of logs is not waited for by exits
+	for over := time.Now().Add(patience); ; { // the writer of logs is not waited for by exits
 		if got, err = l.readLog("c"); err != nil {
 			return err
 		}
@@ -81,12 +81,12 @@ func (l *life) stopped(ctx context.Context) error {
 // saysHello waits until the container has set its trap.
 func (l *life) saysHello() error {
 	path := filepath.Join(l.config.LogDirectory, "c.log")
-	for over := time.Now().Add(20 * time.Second); ; {
+	for over := time.Now().Add(patience); ; {
 		if st, err := os.Stat(path); err == nil && st.Size() > 0 {
 			return nil
 		}
 		if time.Now().After(over) {
-			return errors.New("a container has written nothing to its log in 20 s")
+			return fmt.Errorf("a container has written nothing to its log in %v", patience)
 		}
 		<-time.After(5 * time.Millisecond)
 	}

@@ -70,7 +70,7 @@ func (l *life) live(ctx context.Context) error {
 // removeCgroup removes what was made as the kubelet does: again and again, until all pods that were in it are gone.
 func (l *life) removeCgroup() {
 	_ = eachHierarchy(func(point string) error {
-		for over := time.Now().Add(10 * time.Second); time.Now().Before(over); {
+		for over := time.Now().Add(patience); time.Now().Before(over); {
 			if err := os.Remove(point + l.config.Linux.CgroupParent); err == nil || errors.Is(err, os.ErrNotExist) {
 				break
 			}

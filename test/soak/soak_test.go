@@ -175,12 +175,12 @@ type state struct {
 
 func (s *soak) systemKinds() []leak.Option {
 	return []leak.Option{leak.Without(leak.Cgroup, leak.Goroutine, leak.Descriptor), leak.Processes(programs...), leak.Ignore(leak.PortmapResidue),
-		leak.Ignore(`/bin/criserver --config \S+ serve$`), leak.Within(20 * time.Second),
+		leak.Ignore(`/bin/criserver --config \S+ serve$`), leak.Within(patience),
 		leak.Files(s.d.path("root"), s.d.path("state"), s.d.path("net.d"), filepath.Join(place.dir, "logs"), "/run"), leak.Ignore(`^/run/xtables.lock `)}
 }
 
 func (s *soak) cgroupKinds() []leak.Option {
-	return []leak.Option{leak.Only(leak.Cgroup), leak.Match(place.cgroups + "(/|$)")}
+	return []leak.Option{leak.Only(leak.Cgroup), leak.Within(patience), leak.Match(place.cgroups + "(/|$)")}
 }
 
 func (s *soak) look() (st state) {
@@ -209,7 +209,7 @@ func (s *soak) compare(before state) {
 		}
 	}
 	var more []string
-	for over := time.Now().Add(10 * time.Second); ; {
+	for over := time.Now().Add(patience); ; {
 		now, err := s.d.descriptors()
 		if err != nil {
 			s.t.Error(err)
