@@ -1,16 +1,20 @@
 // Command testcount reads the output of `go test -json` from files and prints what failed, with its output, which skips
 // nobody has listed, and at last how many tests passed, failed and were skipped. It exits with 1 unless all is well.
 //
-//	go run ./hack/testcount test/skips.txt bin/tests.json ...
+//	go run ./hack/testcount [-junit FILE] [-must FILE] test/skips.txt bin/tests.json ...
 //
 // A line of the file of skips is the name of a test, as "package.Test/subtest" with the package's path in the module,
-// and the reason; a * at the end of the name matches any rest. Lines that begin with # are comments.
+// and the reason; a * at the end of the name matches any rest. Lines that begin with # are comments. The file of -must has
+// lines of the same form: of each at least one test must have passed, and the reason is printed if none has. -junit writes
+// a JUnit report too.
 package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -22,11 +26,17 @@ import (
 const module = "github.com/criserver/criserver/"
 
 func main() {
-	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: testcount SKIPS JSON...")
+	var c counter
+	flag.StringVar(&c.junit, "junit", "", "write a JUnit report to this file")
+	flag.StringVar(&c.must, "must", "", "file of tests of which some must have passed")
+	flag.Usage = func() { fmt.Fprintln(os.Stderr, "usage: testcount [-junit FILE] [-must FILE] SKIPS JSON...") }
+	flag.Parse()
+	if flag.NArg() < 2 {
+		flag.Usage()
 		os.Exit(2)
 	}
-	ok, err := run(os.Stdout, os.Args[1], os.Args[2:])
+	c.skips, c.files = flag.Arg(0), flag.Args()[1:]
+	ok, err := c.run(os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testcount:", err)
 		os.Exit(2)
@@ -36,13 +46,25 @@ func main() {
 	}
 }
 
-func run(w io.Writer, skips string, files []string) (ok bool, err error) {
-	listed, err := readSkips(skips)
+// counter is what it is told to do. junit and must may be empty.
+type counter struct {
+	skips, junit, must string
+	files              []string
+}
+
+func (c *counter) run(w io.Writer) (ok bool, err error) {
+	listed, err := readList(c.skips)
 	if err != nil {
 		return false, err
 	}
+	var must []line
+	if c.must != "" {
+		if must, err = readList(c.must); err != nil {
+			return false, err
+		}
+	}
 	r := results{}
-	for _, name := range files {
+	for _, name := range c.files {
 		f, err := os.Open(name)
 		if err != nil {
 			return false, err
@@ -53,19 +75,34 @@ func run(w io.Writer, skips string, files []string) (ok bool, err error) {
 			return false, fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	return r.report(w, listed)
+	if c.junit != "" {
+		if err := r.writeJUnit(c.junit); err != nil {
+			return false, err
+		}
+	}
+	missing, err := r.missing(w, must)
+	if err != nil {
+		return false, err
+	}
+	ok, err = r.report(w, listed)
+	return ok && missing == 0, err
 }
 
 // event is a line of go test -json; see `go doc test2json`.
 type event struct {
 	Action, Package, ImportPath, Test, Output string
+	Elapsed                                   float64 // seconds
 }
 
 // result is what became of one test, or of one package where Test is empty.
 type result struct {
-	action string // "pass", "fail", "skip"; empty: it never ended
-	output strings.Builder
+	action  string  // "pass", "fail", "skip"; empty: it never ended
+	elapsed float64 // seconds
+	output  strings.Builder
 }
+
+// ended is what became of it; when the process died under it, it failed.
+func (r *result) ended() string { return cmp.Or(r.action, "fail") }
 
 // results are by "package.Test", and "package." for the package itself.
 type results map[string]*result
@@ -85,7 +122,7 @@ func (r results) read(f io.Reader) error {
 		}
 		switch e.Action {
 		case "pass", "fail", "skip":
-			r[key].action = e.Action
+			r[key].action, r[key].elapsed = e.Action, e.Elapsed
 		case "build-fail":
 			r[key].action = "fail"
 		case "output", "build-output":
@@ -109,14 +146,23 @@ func (r results) leaf(key string) bool {
 	return !isPackage || r[key].action == "fail"
 }
 
-func (r results) report(w io.Writer, listed []string) (ok bool, err error) {
+// missing prints the lines of which no test has passed, with their reasons, and counts them.
+func (r results) missing(w io.Writer, must []line) (n int, err error) {
+	for _, l := range must {
+		passed := slices.ContainsFunc(slices.Collect(maps.Keys(r)), func(key string) bool { return r[key].action == "pass" && l.matches(key) })
+		if !passed {
+			n++
+			_, err = fmt.Fprintf(w, "--- must run and pass, but has not: %s (%s)\n", l.name, l.reason)
+		}
+	}
+	return n, err
+}
+
+func (r results) report(w io.Writer, listed []line) (ok bool, err error) {
 	count, unlisted := map[string]int{}, 0
 	for _, key := range slices.Sorted(maps.Keys(r)) {
 		one := r[key]
-		action := one.action
-		if action == "" {
-			action = "fail" // the process died under it
-		}
+		action := one.ended()
 		if action == "fail" && one.output.Len() > 0 {
 			_, err = fmt.Fprintf(w, "--- %s\n%s", key, one.output.String())
 		}
@@ -124,7 +170,7 @@ func (r results) report(w io.Writer, listed []string) (ok bool, err error) {
 			continue
 		}
 		count[action]++
-		if action == "skip" && !slices.ContainsFunc(listed, func(l string) bool { return matches(l, key) }) {
+		if action == "skip" && !slices.ContainsFunc(listed, func(l line) bool { return l.matches(key) }) {
 			unlisted++
 			_, err = fmt.Fprintf(w, "--- skipped, but test/skips.txt does not say why it may be: %s\n%s", key, one.output.String())
 		}
@@ -136,32 +182,36 @@ func (r results) report(w io.Writer, listed []string) (ok bool, err error) {
 	return count["fail"]+unlisted == 0 && count["pass"] > 0, err
 }
 
-func matches(listed, key string) bool {
-	if prefix, any := strings.CutSuffix(listed, "*"); any {
+// line is one of a file of names.
+type line struct{ name, reason string }
+
+func (l line) matches(key string) bool {
+	if prefix, any := strings.CutSuffix(l.name, "*"); any {
 		return strings.HasPrefix(key, prefix)
 	}
-	return listed == key
+	return l.name == key
 }
 
-// readSkips returns the names in the file of skips.
-func readSkips(name string) ([]string, error) {
+// readList reads a file of names and reasons.
+func readList(name string) ([]line, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return nil, err
 	}
-	var names, bad []string
-	for line := range strings.Lines(string(text)) {
-		words := strings.Fields(line)
+	var all []line
+	var bad []string
+	for text := range strings.Lines(string(text)) {
+		words := strings.Fields(text)
 		switch {
 		case len(words) == 0 || strings.HasPrefix(words[0], "#"):
 		case len(words) == 1:
 			bad = append(bad, words[0])
 		default:
-			names = append(names, words[0])
+			all = append(all, line{words[0], strings.Join(words[1:], " ")})
 		}
 	}
 	if bad != nil {
 		return nil, errors.New(name + ": no reason is given for " + strings.Join(bad, ", "))
 	}
-	return names, nil
+	return all, nil
 }
