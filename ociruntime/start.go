@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -192,6 +193,9 @@ func hasNamespace(linux *specs.Linux, kind specs.LinuxNamespaceType) bool {
 	return false
 }
 
+// abortBound is how long pause may take to answer for a start whose context has ended and whose process was killed.
+const abortBound = 10 * time.Second
+
 // run starts the container, which is registered.
 func (s *start) run(ctx context.Context, prog *program.Program) error {
 	c, p := s.c, s.c.pod
@@ -205,10 +209,16 @@ func (s *start) run(ctx context.Context, prog *program.Program) error {
 		return err
 	}
 	p.watch(request.Task, c.ended)
-	started, err := p.conn.Start(ctx, request)
+	fresh, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	defer context.AfterFunc(ctx, func() { // pause goes on, and nothing may run that nobody knows of
+		time.AfterFunc(abortBound, abandon)
+		_ = c.group.Kill(fresh) // then pause answers
+	})()
+	started, err := p.conn.Start(fresh, request)
 	if err != nil {
 		p.unwatch(request.Task)
-		return explain(prog, err)
+		return errors.Join(context.Cause(ctx), explain(prog, err))
 	}
 	c.mu.Lock()
 	c.task, c.pid, c.pidfd = request.Task, started.PID, started.PidFD
