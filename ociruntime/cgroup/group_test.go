@@ -474,6 +474,39 @@ func TestMonitorFiles(t *testing.T) {
 	})
 }
 
+// Somebody may have frozen a container: by hand, or a container that may write its groups.
+func TestKillFrozen(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		for _, h := range hs.all {
+			if !h.Unified && h != hs.byController["freezer"] {
+				continue
+			}
+			for _, below := range []string{"", "/below"} {
+				g := create(t, hs, nil)
+				dir := g.path + below
+				if err := os.MkdirAll(h.abs(dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				start(t, &Group{hs: hs, path: g.path}, "exec sleep 60")
+				cmd := start(t, g, "exec sleep 60")
+				if err := os.WriteFile(h.abs(dir, "cgroup.procs"), fmt.Append(nil, cmd.Process.Pid), 0); err != nil {
+					t.Fatal(err)
+				}
+				if err := h.dialect.freeze(h, dir, true); err != nil {
+					t.Fatal(err)
+				}
+				if err := poll(ctx(t), func() (bool, error) { return h.dialect.frozen(h, dir) }); err != nil {
+					t.Fatal(err)
+				}
+				if err := g.Kill(ctx(t)); err != nil {
+					t.Errorf("frozen in %s: %v", h.abs(dir), err)
+					_ = h.dialect.freeze(h, dir, false)
+				}
+			}
+		}
+	})
+}
+
 func TestSwapLimits(t *testing.T) {
 	hs := host(t)
 	only(t, hs, "memory")

@@ -86,6 +86,26 @@ func (g *Group) killOnce(ctx context.Context) error {
 	if err := ignoreGone(h.write(g.dir(h), "cgroup.kill", "1")); err != nil {
 		return fmt.Errorf("write %s: %w", h.abs(g.dir(h), "cgroup.kill"), err)
 	}
+	if freezer := g.hs.byController["freezer"]; freezer != nil { // cgroup2's own freezer lets the killed die, v1's does not
+		return g.thaw(freezer, g.dir(freezer))
+	}
+	return nil
+}
+
+// thaw thaws dir and everything below, as far as somebody has frozen it.
+func (g *Group) thaw(h *hierarchy, dir string) error {
+	if err := ignoreGone(h.dialect.freeze(h, dir, false)); err != nil {
+		return err
+	}
+	below, err := h.children(dir)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	for _, name := range below {
+		if err := g.thaw(h, path.Join(dir, name)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -130,7 +150,7 @@ func (g *Group) killRound(ctx context.Context, h *hierarchy, dir string) error {
 			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
 		}
 	}
-	errs = append(errs, ignoreGone(h.dialect.freeze(h, dir, false))) // always: what is frozen does not die
+	errs = append(errs, g.thaw(h, dir)) // always: what is frozen does not die
 	return errors.Join(errs...)
 }
 
