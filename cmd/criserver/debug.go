@@ -128,7 +128,7 @@ func (d *debugRun) container(ctx context.Context, pod *ociruntime.Pod, dir strin
 		_, err = d.stdio[1].WriteString(text)
 		return err
 	}
-	if err := c.Start(ctx); err != nil {
+	if err := c.Start(context.WithoutCancel(ctx)); err != nil { // what is to be killed must have started
 		return fmt.Errorf("start container: %w", err)
 	}
 	select {
