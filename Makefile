@@ -1,6 +1,8 @@
 # criserver. `make` prints what there is; each recipe of more than a few lines is a script in hack/.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GO      := CGO_ENABLED=0 go
+# git tells root nothing of a clone that is somebody else's, and go build would fail for that.
+export GOFLAGS += -buildvcs=false
 export GOTOOLCHAIN ?= auto
 export PATH := $(PATH):/usr/local/go/bin
 

@@ -1,8 +1,7 @@
-// Command demo is the client of `make run`: it runs a first pod over criserver's socket, as a kubelet would, and says what
-// each step took; and it removes that pod again.
+// Command demo is what `make run` shows: it starts criserver, runs a first pod over its socket, as a kubelet would, says
+// what each step took, and waits. SIGINT and SIGTERM remove the pod and stop criserver.
 //
-//	demo -address unix:///run/criserver/criserver.sock -image 127.0.0.1:5000/busybox -logs DIR run
-//	demo -address unix:///run/criserver/criserver.sock -image 127.0.0.1:5000/busybox remove
+//	demo -address unix:///run/criserver/criserver.sock -image 127.0.0.1:5000/busybox -dir DIR -- criserver serve ...
 package main
 
 import (
@@ -22,7 +21,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// bound is how long all of it may take, the start of criserver included.
+// bound is how long the pod may take to run, and to be removed.
 const bound = 2 * time.Minute
 
 // labels find the pods of a demonstration that was killed.
@@ -32,65 +31,65 @@ func main() {
 	d := demo{}
 	flag.StringVar(&d.address, "address", "unix:///run/criserver/criserver.sock", "criserver's socket")
 	flag.StringVar(&d.image, "image", "", "image with a shell")
-	flag.StringVar(&d.logs, "logs", "", "directory for the pod's logs")
+	flag.StringVar(&d.dir, "dir", "", "directory for the pod's logs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, bound)
-	defer cancel()
-	if err := d.do(ctx, flag.Arg(0)); err != nil {
+	if err := d.do(ctx, flag.Args()); err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-// demo is one call of the command.
+// demo is one demonstration.
 type demo struct {
-	address, image, logs string
-	runtime              runtimev1.RuntimeServiceClient
-	images               runtimev1.ImageServiceClient
+	address, image, dir string
+	runtime             runtimev1.RuntimeServiceClient
+	images              runtimev1.ImageServiceClient
 }
 
-func (d *demo) do(ctx context.Context, verb string) error {
-	conn, err := grpc.NewClient(d.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+// do shows everything and gives everything back. That ctx ends is no error.
+func (d *demo) do(ctx context.Context, serve []string) error {
+	conn, err := grpc.NewClient(d.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
 	d.runtime, d.images = runtimev1.NewRuntimeServiceClient(conn), runtimev1.NewImageServiceClient(conn)
-	switch verb {
-	case "run":
-		if err := d.ready(ctx); err != nil {
-			return err
-		}
-		return errors.Join(d.removeAll(ctx), d.run(ctx))
-	case "remove":
-		return d.removeAll(ctx)
+	server, err := startServer(filepath.Join(d.dir, "notify"), serve)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("%q is neither run nor remove", verb)
-}
-
-// ready waits until criserver has brought back what was there before it started.
-func (d *demo) ready(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		s, err := d.runtime.Status(ctx, &runtimev1.StatusRequest{})
-		if err != nil {
-			return fmt.Errorf("ask for status: %w", err)
-		}
-		for _, c := range s.GetStatus().GetConditions() {
-			if c.GetType() == runtimev1.RuntimeReady && c.GetStatus() {
-				return nil
-			}
-		}
+	if err := server.ready(ctx); err != nil {
+		return errors.Join(unlessInterrupted(ctx, err), server.stop())
+	}
+	err = d.run(ctx)
+	if err == nil {
+		fmt.Printf(`
+criserver serves on %[1]s. In another terminal, for example:
+    crictl --runtime-endpoint %[1]s ps
+Ctrl-C removes the pod and stops criserver.
+`, d.address)
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("criserver is not ready: %v", s.GetStatus().GetConditions())
-		case <-tick.C:
+		case <-server.ended:
 		}
 	}
+	if server.alive() {
+		fmt.Println("removing the demonstration pod")
+		fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
+		defer cancel()
+		err = errors.Join(unlessInterrupted(ctx, err), d.removeAll(fresh))
+	}
+	return errors.Join(err, server.stop())
+}
+
+// unlessInterrupted is nil once ctx has ended: what fails then fails for that.
+func unlessInterrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // step does one thing and prints what it took and what came of it.
@@ -105,13 +104,19 @@ func step(name string, do func() (string, error)) error {
 	return err
 }
 
-// run runs the pod. It prints as it goes.
+// run runs the pod, after removing those of a demonstration that was killed. It prints as it goes.
 func (d *demo) run(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	defer cancel()
+	if err := d.removeAll(ctx); err != nil {
+		return err
+	}
+	fmt.Println("criserver runs a first pod:")
 	uid := fmt.Sprintf("demo-%d", time.Now().UnixNano())
 	pod := &runtimev1.PodSandboxConfig{
 		Metadata:     &runtimev1.PodSandboxMetadata{Name: "demo", Namespace: "default", Uid: uid},
 		Hostname:     "demo",
-		LogDirectory: d.logs,
+		LogDirectory: d.dir,
 		Labels:       labels,
 		Linux:        &runtimev1.LinuxPodSandboxConfig{CgroupParent: "/criserver-demo"},
 	}
@@ -148,7 +153,7 @@ func (d *demo) run(ctx context.Context) error {
 			_, err := d.runtime.StartContainer(ctx, &runtimev1.StartContainerRequest{ContainerId: id})
 			return "", err
 		}},
-		{"first log line", func() (string, error) { return firstLine(ctx, filepath.Join(d.logs, "hello.log")) }},
+		{"first log line", func() (string, error) { return firstLine(ctx, filepath.Join(d.dir, "hello.log")) }},
 		{"PodSandboxStatus", func() (string, error) {
 			r, err := d.runtime.PodSandboxStatus(ctx, &runtimev1.PodSandboxStatusRequest{PodSandboxId: podID})
 			ips := []string{r.GetStatus().GetNetwork().GetIp()}
