@@ -84,3 +84,11 @@ func TestParseMount(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 }
+
+// A VPN that mounts net_cls for itself does not make a host hybrid.
+func TestUnifiedModeIsCgroup2Alone(t *testing.T) {
+	list := mounted("40 31 0:33 / /opt/vpn/net_cls rw - cgroup net_cls rw,net_cls\n35 31 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+	if len(list) != 1 || list[0].MountPoint != "/sys/fs/cgroup" || !list[0].Unified {
+		t.Errorf("%+v", list)
+	}
+}

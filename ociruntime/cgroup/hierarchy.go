@@ -60,7 +60,11 @@ func Detect() (*Hierarchies, error) {
 	return New(mounted(string(mountinfo)))
 }
 
-// mounted lists the hierarchies in a mountinfo file, each once, at the first place where it is mounted whole.
+// unifiedPlace is where a host in unified mode has its cgroup2, as systemd and all other runtimes decide it.
+const unifiedPlace = "/sys/fs/cgroup"
+
+// mounted lists the hierarchies in a mountinfo file, each once, at the first place where it is mounted whole. In unified
+// mode that is the cgroup2 alone: what else is mounted (net_cls, by some VPNs) is nobody's who starts containers.
 func mounted(mountinfo string) []Hierarchy {
 	var list []Hierarchy
 	seen := map[string]bool{}
@@ -70,6 +74,9 @@ func mounted(mountinfo string) []Hierarchy {
 			continue
 		}
 		h := Hierarchy{MountPoint: m.point, Unified: m.fstype == "cgroup2"}
+		if h.Unified && h.MountPoint == unifiedPlace {
+			return []Hierarchy{h}
+		}
 		if !h.Unified {
 			h.Controllers = m.controllers()
 		}

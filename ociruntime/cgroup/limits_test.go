@@ -295,6 +295,33 @@ func TestV2Settings(t *testing.T) {
 	}
 }
 
+// Controllers that the parent cannot give are missed only by limits that need them.
+func TestControllersThatCannotBeHad(t *testing.T) {
+	list := slices.DeleteFunc(host(t).List(), func(h Hierarchy) bool { return !h.Unified })
+	if len(list) == 0 {
+		t.Skip("no cgroup2")
+	}
+	list[0].Controllers = append(list[0].Controllers, "nonesuch", "hugetlb")
+	if slices.Contains(list[0].Controllers, "memory") {
+		t.Skip("every controller is in the cgroup2")
+	}
+	list[0].Controllers = append(list[0].Controllers, "memory")
+	hs, err := New(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hs.Close() })
+	create(t, hs, &specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB"}}})
+	for want, res := range map[string]*specs.LinuxResources{
+		"enable controller memory in ":   {Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20))}},
+		"enable controller nonesuch in ": {Unified: map[string]string{"nonesuch.max": "1"}},
+	} {
+		if _, err := hs.Create(testParent(t, hs), "leaf", res); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one with %q", err, want)
+		}
+	}
+}
+
 // planned prints the settings that a dialect computes.
 func planned(d dialect, now current, res *specs.LinuxResources) string {
 	var out []string

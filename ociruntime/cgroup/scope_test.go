@@ -162,7 +162,7 @@ func TestLeafBesideProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = all.Create(scope.Path(), "container", &specs.LinuxResources{})
-	if err == nil || !strings.Contains(err.Error(), "enable controllers +") {
+	if err == nil || !strings.Contains(err.Error(), "enable controller ") {
 		t.Errorf("Create with limits = %v", err)
 	}
 	p, err := leaf.PlacementByWrite()

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,44 +24,61 @@ func (v2) hugetlbFiles(size string) (usage, reservation string) {
 }
 
 // prepare distributes every controller of the root down to dir's parent. A pod cgroup that already has them, as under a
-// kubelet, is only read. A group that still has processes itself cannot (EBUSY); a leaf without limits can do without.
+// kubelet, is only read. A group that still has processes itself cannot (EBUSY); a leaf without limits can do without. A
+// single controller that cannot be had is missed only by a leaf that res limits by it.
 func (v2) prepare(h *hierarchy, dir string, res *specs.LinuxResources) error {
 	if len(h.Controllers) == 0 {
 		return nil
 	}
-	err := distribute(h, above(dir))
-	if res == nil && errors.Is(err, unix.EBUSY) {
-		return nil
-	}
-	return err
+	return distribute(h, above(dir), res)
 }
 
-// distribute makes all controllers of h available in the children of dir.
-func distribute(h *hierarchy, dir string) error {
-	text, err := h.read(dir, "cgroup.subtree_control")
+// distribute makes the controllers of h, at least those that res needs, available in the children of dir.
+func distribute(h *hierarchy, dir string, res *specs.LinuxResources) error {
+	const file = "cgroup.subtree_control"
+	text, err := h.read(dir, file)
 	if err != nil {
 		return err
 	}
 	have := strings.Fields(text)
-	var missing []string
-	for _, c := range h.Controllers {
-		if !slices.Contains(have, c) {
-			missing = append(missing, "+"+c)
-		}
-	}
+	missing := slices.DeleteFunc(slices.Clone(h.Controllers), func(c string) bool { return slices.Contains(have, c) })
 	if len(missing) == 0 {
 		return nil
 	}
 	if dir != "" {
-		if err := distribute(h, above(dir)); err != nil {
+		if err := distribute(h, above(dir), res); err != nil {
 			return err
 		}
 	}
-	value := strings.Join(missing, " ")
-	if err := h.write(dir, "cgroup.subtree_control", value); err != nil {
-		return fmt.Errorf("enable controllers %s in %s: %w", value, h.abs(path.Join(dir, "cgroup.subtree_control")), err)
+	if h.write(dir, file, "+"+strings.Join(missing, " +")) == nil {
+		return nil
+	}
+	for _, c := range missing { // together they fail for the sake of one
+		err := h.write(dir, file, "+"+c)
+		if err != nil && res != nil && (errors.Is(err, unix.EBUSY) || slices.Contains(needed(res), c)) {
+			return fmt.Errorf("enable controller %s in %s: %w", c, h.abs(dir, file), err)
+		}
 	}
 	return nil
+}
+
+// needed lists the controllers, by their names in v2, that res limits by.
+func needed(res *specs.LinuxResources) []string {
+	var names []string
+	for file := range res.Unified {
+		controller, _, _ := strings.Cut(file, ".")
+		names = append(names, controller)
+	}
+	for _, l := range limits {
+		switch {
+		case !l.wanted(res), l.controller == "hugetlb" && onlyZeroHugepages(res):
+		case l.controller == "blkio":
+			names = append(names, "io")
+		default:
+			names = append(names, l.controller)
+		}
+	}
+	return names
 }
 
 // Weight converts v1 cpu shares (2 to 262144, 1024 is normal) to a v2 cpu weight (1 to 10000, 100 is normal) by the
