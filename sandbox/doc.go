@@ -28,11 +28,11 @@
 //	<state>/pods/<pod id>/c-<container id>    a container, as containerRecord
 //	<state>/pods/<pod id>/{hostname,hosts,resolv.conf}  what containers see under /etc; the rest there is ociruntime's
 //	<state>/corrupt/                          records that could not be read
-//	<root>/ledger/<pod id>                    a network attachment that is owed its DEL, as cni.Debt; survives a reboot
+//	<root>/ledger/                            network attachments that are owed their DEL, see package ledger
 //	<root>/volumes/<container id>/<n>         volumes of the image
 //	/run/netns/cri-<pod id>                   a pod's network namespace, for CNI plugins
 //
-// Concurrency: Service is safe. Service.mu, pod.mu, keeper.mu and ledger.mu are taken one at a time, halting after any of
+// Concurrency: Service is safe. Service.mu, pod.mu and keeper.mu are taken one at a time, halting after any of
 // them; only pod.mu is held across I/O, the writing of that pod's record to tmpfs. One goroutine a pod follows the ends of
 // its processes.
 package sandbox

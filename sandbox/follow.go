@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/stage"
 )
 
 // followed begins to follow the processes of a pod that has become ready or was adopted.
@@ -88,7 +89,7 @@ func receive[T any](ch <-chan T) reflect.SelectCase {
 // As long as they live it is not ended.
 func (s *Service) reap(c *container) {
 	s.spawn(func(ctx context.Context) {
-		persist(ctx, 100*time.Millisecond, lastKillPause, func(ctx context.Context) bool {
+		stage.Persist(ctx, 100*time.Millisecond, lastKillPause, func(ctx context.Context) bool {
 			kill, cancel := context.WithTimeout(ctx, killTry)
 			defer cancel()
 			if err := c.rt.Kill(kill); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/record"
 )
 
@@ -25,9 +26,6 @@ const (
 
 // recover reads what an earlier criserver recorded and adopts it.
 func (s *Service) recover(ctx context.Context) error {
-	if err := record.Sweep(s.ledger.dir); err != nil {
-		s.log.Warn("cannot sweep the ledger", "error", err)
-	}
 	pods, strays, err := s.readPods()
 	if err != nil {
 		return err
@@ -194,7 +192,7 @@ func (s *Service) adoptPause(ctx context.Context, p *pod) (rt RuntimePod, err er
 		return nil, ociruntime.ErrPodGone
 	}
 	tries := 0
-	persist(ctx, 100*time.Millisecond, time.Second, func(ctx context.Context) bool {
+	stage.Persist(ctx, 100*time.Millisecond, time.Second, func(ctx context.Context) bool {
 		try, cancel := context.WithTimeout(ctx, adoptBound)
 		defer cancel()
 		rt, err = s.config.Runtime.AdoptPod(try, p.runtimeConfig(p.spec.Config()))
@@ -293,22 +291,20 @@ func (s *Service) foundRunning(c *container, rt RuntimeContainer) {
 // sweepNetwork pays the debts of pods that are no more, and has the plugins drop what nobody remembers.
 func (s *Service) sweepNetwork(ctx context.Context, pods []*pod) {
 	defer close(s.swept)
-	var ready []ID
+	ready := map[string]bool{}
 	for _, p := range pods {
-		if p.look() == podReady {
-			ready = append(ready, p.id)
-		}
+		ready[string(p.id)] = p.look() == podReady
 	}
-	ids, err := s.ledger.ids()
+	ids, err := s.ledger.IDs()
 	if err != nil {
 		s.log.Error("cannot read what is owed to the network", "error", err)
 		return
 	}
 	live := []cni.Attached{}
 	for _, id := range ids {
-		live = append(live, cni.Attached{ContainerID: string(id)}) // what is owed is paid by its own DEL
-		if !slices.Contains(ready, id) {
-			s.spawn(func(ctx context.Context) { s.ledger.retry(ctx, id) })
+		live = append(live, cni.Attached{ContainerID: id}) // what is owed is paid by its own DEL
+		if !ready[id] {
+			s.spawn(func(ctx context.Context) { s.ledger.Retry(ctx, id) })
 		}
 	}
 	gc, cancel := context.WithTimeout(ctx, gcBound)

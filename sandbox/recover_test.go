@@ -14,6 +14,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/stage"
 )
 
 func TestRestart(t *testing.T) {
@@ -212,7 +213,7 @@ func TestOwedDel(t *testing.T) {
 		m.restart()
 		want(t, "address is kept over a restart and the collection of garbage", len(m.attached), 1)
 		m.failing("Del", nil)
-		time.Sleep(lastPause)
+		time.Sleep(stage.LastPause)
 		synctest.Wait()
 		m.clean()
 	})
@@ -236,7 +237,7 @@ func TestOwedDelIsNotRepeatedInAStorm(t *testing.T) {
 			t.Errorf("DEL was tried %d times in an hour", dels)
 		}
 		m.failing("Del", nil)
-		time.Sleep(lastPause)
+		time.Sleep(stage.LastPause)
 		synctest.Wait()
 		m.clean()
 	})

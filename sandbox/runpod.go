@@ -21,7 +21,7 @@ import (
 // the network stands on disk before anything that could lead to one.
 var podSteps = watched(stage.Steps[*pod]{
 	{Name: "directory", Bound: 30 * time.Second, Do: (*pod).makeDir, Undo: (*pod).removeDir},
-	{Name: "plan network", Bound: 2 * delBound, Do: (*pod).owe, Undo: (*pod).detach},
+	{Name: "plan network", Bound: time.Minute, Do: (*pod).owe, Undo: (*pod).detach},
 	{Name: "namespaces", Bound: time.Minute, Do: (*pod).startPause, Undo: (*pod).stopPause},
 	{Name: "network", Bound: 5 * time.Minute, Do: (*pod).attach},
 	{Name: "record", Bound: 30 * time.Second, Do: (*pod).recordReady},
@@ -163,7 +163,7 @@ func (p *pod) owe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.s.ledger.write(p.id, debt)
+	return p.s.ledger.Write(string(p.id), debt)
 }
 
 func (p *pod) attachment(config *runtimev1.PodSandboxConfig) cni.Attachment {
@@ -182,11 +182,9 @@ func (p *pod) attachment(config *runtimev1.PodSandboxConfig) cni.Attachment {
 // detach pays what is owed to the network, or leaves that to the ledger: a network that cannot be reached does not
 // keep a pod from ending. The namespace is unpinned whatever came of it.
 func (p *pod) detach(ctx context.Context) error {
-	settle, cancel := context.WithTimeout(ctx, delBound)
-	defer cancel()
-	if err := p.s.ledger.settle(settle, p.id); err != nil {
+	if err := p.s.ledger.Settle(ctx, string(p.id)); err != nil {
 		p.s.log.Warn("a network attachment could not be given back, trying again", "pod", p.id, "error", err)
-		p.s.spawn(func(ctx context.Context) { p.s.ledger.retry(ctx, p.id) })
+		p.s.spawn(func(ctx context.Context) { p.s.ledger.Retry(ctx, string(p.id)) })
 	}
 	return p.s.netns.unpin(p.netNSPath())
 }
@@ -248,7 +246,7 @@ func (p *pod) attach(ctx context.Context) error {
 	if err := p.s.netns.pin(ns, p.netNSPath()); err != nil {
 		return err
 	}
-	debt, err := p.s.ledger.read(p.id)
+	debt, err := p.s.ledger.Read(string(p.id))
 	if err != nil {
 		return err
 	}
@@ -256,12 +254,12 @@ func (p *pod) attach(ctx context.Context) error {
 	if err != nil {
 		var add *cni.AddError
 		if errors.As(err, &add) && add.Undo == nil {
-			err = errors.Join(err, p.s.ledger.strike(p.id))
+			err = errors.Join(err, p.s.ledger.Strike(string(p.id)))
 		}
 		return err
 	}
 	debt.Result = result.Raw
-	if err := p.s.ledger.write(p.id, debt); err != nil {
+	if err := p.s.ledger.Write(string(p.id), debt); err != nil {
 		return err
 	}
 	p.mu.Lock()

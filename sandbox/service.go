@@ -16,6 +16,8 @@ import (
 
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/sandbox/ledger"
+	"github.com/criserver/criserver/sandbox/volume"
 	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/layer"
 )
@@ -74,9 +76,9 @@ type Config struct {
 type Service struct {
 	config  Config
 	log     *slog.Logger
-	ledger  *ledger
+	ledger  *ledger.Ledger
 	keeper  keeper
-	sources sources
+	sources volume.Sources
 	netns   namespaces
 	host    specgen.Host
 
@@ -152,15 +154,16 @@ func newService(config Config) (*Service, error) {
 		podStops:    stage.NewGroup[struct{}]("StopPodSandbox", config.Recorder, config.Log),
 		podRemovals: stage.NewGroup[struct{}]("RemovePodSandbox", config.Recorder, config.Log),
 		swept:       make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
-	s.ledger = newLedger(filepath.Join(config.RootDir, "ledger"), config.Network, config.Log)
 	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}}
 	s.table.Store(&table{})
-	for _, dir := range []string{s.podsDir(), s.ledger.dir, s.volumesDir()} {
+	for _, dir := range []string{s.podsDir(), s.volumesDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("prepare directories: %w", err)
 		}
 	}
-	return s, nil
+	var err error
+	s.ledger, err = ledger.Open(filepath.Join(config.RootDir, "ledger"), config.Network, config.Log)
+	return s, err
 }
 
 func (s *Service) podsDir() string    { return filepath.Join(s.config.StateDir, "pods") }

@@ -63,8 +63,13 @@ func clamp(limits []specs.POSIXRlimit) error {
 
 // makeSpec is the plan of a container: what is asked for, the image and the node in OCI's terms.
 func (s *Service) makeSpec(ctx context.Context, b *building) error {
-	if err := s.sources.make(ctx, b.config.Mounts, makeSource); err != nil {
-		return err
+	for _, m := range b.config.Mounts {
+		if m.HostPath == "" { // an image
+			continue
+		}
+		if err := s.sources.Make(ctx, m.HostPath); err != nil {
+			return fmt.Errorf("host_path %s of the mount on %s: %w", m.HostPath, m.ContainerPath, err)
+		}
 	}
 	p := b.p
 	in := specgen.Input{Pod: b.pod, Container: b.config, Image: b.image.Config, ImageName: b.config.Image.Image,

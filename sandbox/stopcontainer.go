@@ -114,7 +114,7 @@ func (c *container) expire(ctx context.Context, rt RuntimeContainer, st *stoppin
 	if politely {
 		c.politely(ctx, rt, st)
 	}
-	persist(ctx, 100*time.Millisecond, lastKillPause, func(ctx context.Context) bool {
+	stage.Persist(ctx, 100*time.Millisecond, lastKillPause, func(ctx context.Context) bool {
 		select {
 		case <-c.exited:
 			return true

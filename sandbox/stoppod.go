@@ -10,13 +10,8 @@ import (
 	"github.com/criserver/criserver/stage"
 )
 
-const (
-	// quiesceBound is how long a pod's stop waits for operations on containers that it has cancelled.
-	quiesceBound = 2 * time.Minute
-	// firstPause and lastPause are between tries of what nobody waits for.
-	firstPause = time.Second
-	lastPause  = 5 * time.Minute
-)
+// quiesceBound is how long a pod's stop waits for operations on containers that it has cancelled.
+const quiesceBound = 2 * time.Minute
 
 // StopPod kills a pod's containers, ends its pause and gives its network back. It can be repeated.
 func (s *Service) StopPod(ctx context.Context, id ID) error {
@@ -145,7 +140,7 @@ func (p *pod) removeLater() { p.later(p.s.podRemovals, p.remove) }
 
 func (p *pod) later(changes *stage.Group[struct{}], change func(context.Context) error) {
 	p.s.spawn(func(ctx context.Context) {
-		persist(ctx, firstPause, lastPause, func(ctx context.Context) bool {
+		stage.Persist(ctx, stage.FirstPause, stage.LastPause, func(ctx context.Context) bool {
 			err := join(ctx, changes, p.id, change)
 			if err != nil {
 				p.s.log.Warn("cannot end a pod, trying again", "pod", p.id, "error", err)
@@ -158,7 +153,7 @@ func (p *pod) later(changes *stage.Group[struct{}], change func(context.Context)
 // removeLater removes a container in the background, however often that must be tried.
 func (c *container) removeLater() {
 	c.p.s.spawn(func(ctx context.Context) {
-		persist(ctx, firstPause, lastPause, func(ctx context.Context) bool {
+		stage.Persist(ctx, stage.FirstPause, stage.LastPause, func(ctx context.Context) bool {
 			err := c.p.s.removeContainer(ctx, c)
 			if err != nil {
 				c.p.s.log.Warn("cannot remove what is left of a container, trying again", "container", c.id, "error", err)

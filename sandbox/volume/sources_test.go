@@ -1,4 +1,4 @@
-package sandbox
+package volume
 
 import (
 	"context"
@@ -9,13 +9,24 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
+
+func want(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 func TestDeadFileSystemCostsOneThread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var s sources
 		var calls atomic.Int32
 		alive := make(chan struct{})
 		look := func(string) error {
@@ -23,21 +34,21 @@ func TestDeadFileSystemCostsOneThread(t *testing.T) {
 			<-alive
 			return nil
 		}
-		mounts := []*runtimev1.Mount{{HostPath: "/dead", ContainerPath: "/mnt"}}
+		s := Sources{look: look}
 		for range 3 {
 			began := time.Now()
-			err := s.make(t.Context(), mounts, look)
-			want(t, "names the mount", err != nil && strings.Contains(err.Error(), "host_path /dead of the mount on /mnt: its file system has not answered"), true)
+			err := s.Make(t.Context(), "/dead")
+			want(t, "says why", err != nil && strings.Contains(err.Error(), "its file system has not answered"), true)
 			want(t, "gave up after", time.Since(began), sourceBound)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		want(t, "gives up with its caller", errors.Is(s.make(ctx, mounts, look), context.DeadlineExceeded), true)
+		want(t, "gives up with its caller", errors.Is(s.Make(ctx, "/dead"), context.DeadlineExceeded), true)
 		want(t, "asked", int(calls.Load()), 1)
 		close(alive)
-		must(t, s.make(t.Context(), mounts, look))
+		must(t, s.Make(t.Context(), "/dead"))
 		synctest.Wait()
-		must(t, s.make(t.Context(), mounts, look))
+		must(t, s.Make(t.Context(), "/dead"))
 		want(t, "asked again", calls.Load() >= 2, true)
 	})
 }

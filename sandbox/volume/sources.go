@@ -1,4 +1,4 @@
-package sandbox
+package volume
 
 import (
 	"context"
@@ -8,16 +8,17 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // sourceBound is how long a file system may take to say whether a mount's source is there.
 const sourceBound = 20 * time.Second
 
-// sources makes directories where the host has nothing to mount, as the peers do. A file system that does not answer
-// costs one thread however often it is asked: who asks for the same path waits for the same answer.
-type sources struct {
+// Sources makes directories where the host has nothing to mount, as the peers do. A file system that does not answer
+// costs one thread however often it is asked: who asks for the same path waits for the same answer. The zero value is
+// ready for use.
+type Sources struct {
+	look func(path string) error // replaced by tests
+
 	mu     sync.Mutex
 	asking map[string]*answer
 }
@@ -28,29 +29,21 @@ type answer struct {
 	err  error
 }
 
-// make sees to the sources of all mounts. It gives up with ctx or after sourceBound.
-func (s *sources) make(ctx context.Context, mounts []*runtimev1.Mount, look func(path string) error) error {
+// Make sees to one source. It gives up with ctx or after sourceBound.
+func (s *Sources) Make(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, sourceBound, fmt.Errorf("its file system has not answered for %s", sourceBound))
 	defer cancel()
-	for _, m := range mounts {
-		if m.HostPath == "" { // an image
-			continue
-		}
-		a := s.ask(m.HostPath, look)
-		select {
-		case <-a.done:
-		case <-ctx.Done():
-			return fmt.Errorf("host_path %s of the mount on %s: %w", m.HostPath, m.ContainerPath, context.Cause(ctx))
-		}
-		if a.err != nil {
-			return fmt.Errorf("host_path %s of the mount on %s: %w", m.HostPath, m.ContainerPath, a.err)
-		}
+	a := s.ask(path)
+	select {
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return nil
 }
 
-// ask has look called for a path unless that is under way.
-func (s *sources) ask(path string, look func(string) error) *answer {
+// ask begins to make a path unless that is under way.
+func (s *Sources) ask(path string) *answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a := s.asking[path]; a != nil {
@@ -58,6 +51,10 @@ func (s *sources) ask(path string, look func(string) error) *answer {
 	}
 	if s.asking == nil {
 		s.asking = map[string]*answer{}
+	}
+	look := s.look
+	if look == nil {
+		look = makeSource
 	}
 	a := &answer{done: make(chan struct{})}
 	s.asking[path] = a

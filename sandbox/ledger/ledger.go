@@ -1,4 +1,4 @@
-package sandbox
+package ledger
 
 import (
 	"context"
@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/record"
 )
 
@@ -20,52 +22,65 @@ const (
 	parallelDels = 4                // of those that are retried: plugins queue behind one lock of the address store anyway
 )
 
-// ledger holds what is owed to the network: one record per attachment, from before its ADD until a DEL succeeded.
-// It is durable (a reboot frees no address), and outlives the pod.
-type ledger struct {
+// Network takes an attachment back; *cni.Network is one.
+type Network interface {
+	Del(context.Context, cni.Debt) error
+}
+
+// Ledger holds the debts of all pods.
+type Ledger struct {
 	dir     string
 	network Network
 	log     *slog.Logger
 	turns   chan struct{} // for retries
 
 	mu   sync.Mutex
-	busy map[ID]chan struct{} // DELs that run; closed at their end
-	owed map[ID]bool          // those that are retried
+	busy map[string]chan struct{} // DELs that run; closed at their end
+	owed map[string]bool          // those that are retried
 }
 
-func newLedger(dir string, network Network, log *slog.Logger) *ledger {
-	return &ledger{dir: dir, network: network, log: log, turns: make(chan struct{}, parallelDels),
-		busy: map[ID]chan struct{}{}, owed: map[ID]bool{}}
+// Open returns the ledger in dir, which is made if it is missing.
+func Open(dir string, network Network, log *slog.Logger) (*Ledger, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the ledger: %w", err)
+	}
+	if err := record.Sweep(dir); err != nil {
+		log.Warn("cannot sweep the ledger", "error", err)
+	}
+	return &Ledger{dir: dir, network: network, log: log, turns: make(chan struct{}, parallelDels),
+		busy: map[string]chan struct{}{}, owed: map[string]bool{}}, nil
 }
 
-func (l *ledger) path(id ID) string { return filepath.Join(l.dir, string(id)) }
+func (l *Ledger) path(id string) string { return filepath.Join(l.dir, id) }
 
-// write records a debt: before ADD, and again when its result is known.
-func (l *ledger) write(id ID, debt cni.Debt) error { return record.Write(l.path(id), debt) }
+// Write records a debt: before ADD, and again when its result is known.
+func (l *Ledger) Write(id string, debt cni.Debt) error { return record.Write(l.path(id), debt) }
 
-// read returns the debt of a pod; fs.ErrNotExist if nothing is owed.
-func (l *ledger) read(id ID) (cni.Debt, error) {
+// Read returns the debt of a pod; fs.ErrNotExist if nothing is owed.
+func (l *Ledger) Read(id string) (cni.Debt, error) {
 	var debt cni.Debt
 	err := record.Read(l.path(id), &debt)
 	return debt, err
 }
 
-// strike removes a debt that was paid.
-func (l *ledger) strike(id ID) error {
+// Strike removes a debt that was paid.
+func (l *Ledger) Strike(id string) error {
 	if err := os.Remove(l.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("strike the debt of pod %s: %w", id, err)
 	}
 	return nil
 }
 
-// settle pays what a pod owes, if it does. DELs of one pod never overlap.
-func (l *ledger) settle(ctx context.Context, id ID) error {
+// Settle pays what a pod owes, if it does, or gives up after half a minute. DELs of one pod never overlap.
+func (l *Ledger) Settle(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, delBound)
+	defer cancel()
 	done, err := l.begin(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer done()
-	debt, err := l.read(id)
+	debt, err := l.Read(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -79,11 +94,11 @@ func (l *ledger) settle(ctx context.Context, id ID) error {
 	if err := l.network.Del(ctx, debt); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	return l.strike(id)
+	return l.Strike(id)
 }
 
 // begin waits until no other DEL of the pod runs.
-func (l *ledger) begin(ctx context.Context, id ID) (done func(), err error) {
+func (l *Ledger) begin(ctx context.Context, id string) (done func(), err error) {
 	for {
 		l.mu.Lock()
 		other, running := l.busy[id]
@@ -107,8 +122,8 @@ func (l *ledger) begin(ctx context.Context, id ID) (done func(), err error) {
 	}
 }
 
-// retry pays the debt of a pod however long it takes, until ctx ends. Only the first call for a debt does anything.
-func (l *ledger) retry(ctx context.Context, id ID) {
+// Retry pays the debt of a pod however long it takes, until ctx ends. Only the first call for a debt does anything.
+func (l *Ledger) Retry(ctx context.Context, id string) {
 	l.mu.Lock()
 	again := l.owed[id]
 	l.owed[id] = true
@@ -121,16 +136,14 @@ func (l *ledger) retry(ctx context.Context, id ID) {
 		defer l.mu.Unlock()
 		delete(l.owed, id)
 	}()
-	persist(ctx, firstPause, lastPause, func(ctx context.Context) bool {
+	stage.Persist(ctx, stage.FirstPause, stage.LastPause, func(ctx context.Context) bool {
 		select {
 		case l.turns <- struct{}{}:
 		case <-ctx.Done():
 			return false
 		}
 		defer func() { <-l.turns }()
-		ctx, cancel := context.WithTimeout(ctx, delBound)
-		defer cancel()
-		err := l.settle(ctx, id)
+		err := l.Settle(ctx, id)
 		if err != nil {
 			l.log.Warn("a network attachment could not be given back, trying again", "pod", id, "error", err)
 		}
@@ -138,30 +151,17 @@ func (l *ledger) retry(ctx context.Context, id ID) {
 	})
 }
 
-// ids lists all debts, those of living pods included.
-func (l *ledger) ids() ([]ID, error) {
+// IDs lists the pods of all debts, those of living pods included.
+func (l *Ledger) IDs() ([]string, error) {
 	entries, err := os.ReadDir(l.dir)
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", err)
 	}
-	var ids []ID
+	var ids []string
 	for _, e := range entries {
-		if isID(e.Name()) {
-			ids = append(ids, ID(e.Name()))
+		if !strings.Contains(e.Name(), ".") { // else a record that was set aside
+			ids = append(ids, e.Name())
 		}
 	}
 	return ids, nil
-}
-
-// persist calls try until it says that it is done or ctx ends, with pauses that double from first to last.
-func persist(ctx context.Context, first, last time.Duration, try func(context.Context) bool) {
-	for pause := first; !try(ctx); pause = min(2*pause, last) {
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
-	}
 }
