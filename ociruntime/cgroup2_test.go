@@ -47,6 +47,37 @@ func TestCgroup2(t *testing.T) {
 	}
 }
 
+// A container that may write its groups must not be able to shut execs out, on purpose or not.
+func TestExecInDelegatedGroup(t *testing.T) {
+	f := newFixtureV2(t)
+	p := f.pod(t, nil)
+	for _, tt := range []struct {
+		name   string
+		change func(leaf string) error
+	}{
+		{"no more groups", func(leaf string) error { return os.WriteFile(leaf+"/cgroup.max.descendants", []byte("0"), 0) }},
+		{"threaded groups", func(leaf string) error {
+			if err := os.Mkdir(leaf+"/threads", 0o755); err != nil {
+				return err
+			}
+			return os.WriteFile(leaf+"/threads/cgroup.type", []byte("threaded"), 0)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, _ := f.started(t, p, "sleep 1000", nil)
+			leaf := c.CgroupPaths()[""]
+			if err := tt.change(leaf); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if out, code := execText(t, c, "echo", "in"); out != "in\n" || code != 0 {
+					t.Errorf("printed %q, exit code %d", out, code)
+				}
+			}
+		})
+	}
+}
+
 func withoutCgroupNS(s *specs.Spec) {
 	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
 }

@@ -41,12 +41,16 @@ func (c *Container) Exec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
 	if _, exited := c.Exit(); target == nil || exited {
 		return nil, ErrNotRunning
 	}
-	e := &Exec{c: c, done: make(chan struct{})}
-	pass := &passing{}
-	defer pass.close()
-	prog, dir, err := e.compile(pass, target, cfg)
-	if err == nil {
-		err = e.start(ctx, prog, pause.Start{Exec: true, Cgroup: dir, Join: target, Files: pass.files})
+	leaf, err := c.takeLeaf()
+	if err != nil {
+		return nil, err
+	}
+	e := &Exec{c: c, leaf: leaf, done: make(chan struct{})}
+	err = e.run(ctx, target, cfg)
+	if leaf != nil && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EBUSY)) {
+		_ = leaf.Delete(ctx) // what stays goes with the container
+		e = &Exec{c: c, done: make(chan struct{})}
+		err = e.run(ctx, target, cfg)
 	}
 	if err != nil {
 		if !e.late {
@@ -57,15 +61,25 @@ func (c *Container) Exec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
 	return e, nil
 }
 
-func (e *Exec) compile(pass *passing, target *os.File, cfg ExecConfig) (*program.Program, *os.File, error) {
-	var err error
-	if e.leaf, err = e.c.takeLeaf(); err != nil {
-		return nil, nil, err
-	}
+// run starts the process in e.leaf or, without one, in the present cgroup of the container's first process.
+func (e *Exec) run(ctx context.Context, target *os.File, cfg ExecConfig) error {
+	pass := &passing{}
+	defer pass.close()
 	group := e.leaf
 	if group == nil {
-		group = e.c.group
+		var err error
+		if group, err = e.c.group.Beside(e.c.Pid()); err != nil {
+			return err
+		}
 	}
+	prog, dir, err := e.compile(pass, group, target, cfg)
+	if err != nil {
+		return err
+	}
+	return e.start(ctx, prog, pause.Start{Exec: true, Cgroup: dir, Join: target, Files: pass.files})
+}
+
+func (e *Exec) compile(pass *passing, group *cgroup.Group, target *os.File, cfg ExecConfig) (*program.Program, *os.File, error) {
 	p, dir, err := e.c.process(pass, group)
 	if err != nil {
 		return nil, nil, err
@@ -175,8 +189,8 @@ func (e *Exec) Close() {
 	e.c.returnLeaf(e.leaf)
 }
 
-// takeLeaf gives an exec a leaf of its own: the one that an earlier exec left empty, or a new one. Without one (nil) the
-// container has distributed controllers to children, and the exec joins the first process' cgroup.
+// takeLeaf gives an exec a leaf of its own: the one that an earlier exec left empty, or a new one; nil if the container has
+// forbidden more groups.
 func (c *Container) takeLeaf() (*cgroup.Group, error) {
 	c.mu.Lock()
 	leaf := c.spareLeaf
@@ -186,7 +200,7 @@ func (c *Container) takeLeaf() (*cgroup.Group, error) {
 		return leaf, nil
 	}
 	leaf, err := c.group.Sub(fmt.Sprintf("exec-%d", c.pod.runtime.newTask()))
-	if errors.Is(err, unix.EBUSY) {
+	if errors.Is(err, unix.EAGAIN) {
 		return nil, nil
 	}
 	return leaf, err

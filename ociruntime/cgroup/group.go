@@ -92,7 +92,8 @@ func (g *Group) Paths() map[string]string {
 
 // Sub makes a leaf for one exec: below the cgroup2 directory, or, on pure v1, below the freezer's. In all other
 // hierarchies, and for limits and OOM kills, it is g. Its Kill and Delete take the exec only.
-// The error is EBUSY when a process is placed in it while g distributes controllers (a container that runs systemd).
+// A container that may write its groups can forbid it (EAGAIN: cgroup.max.descendants), or make the leaf one that takes no
+// process (EOPNOTSUPP, of the process: it has made threaded groups); see Beside.
 func (g *Group) Sub(name string) (*Group, error) {
 	if err := checkName(name); err != nil {
 		return nil, err

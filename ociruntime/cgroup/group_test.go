@@ -399,7 +399,7 @@ func TestCreateOfExistingLeaf(t *testing.T) {
 	}
 }
 
-func TestPlacementBeside(t *testing.T) {
+func TestBeside(t *testing.T) {
 	hs := host(t)
 	if hs.unified == nil {
 		t.Skip("no cgroup2")
@@ -410,7 +410,11 @@ func TestPlacementBeside(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := start(t, made, "exec sleep 60")
-	p, err := g.PlacementBeside(first.Process.Pid)
+	beside, err := g.Beside(first.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := beside.Placement()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -422,7 +426,7 @@ func TestPlacementBeside(t *testing.T) {
 	if want := hs.unified.abs(g.path, "init.scope/x"); where != want {
 		t.Errorf("placement is in %s, want %s", where, want)
 	}
-	if _, err := g.PlacementBeside(os.Getpid()); err == nil || !strings.Contains(err.Error(), "not in "+g.Path()) {
+	if _, err := g.Beside(os.Getpid()); err == nil || !strings.Contains(err.Error(), "not in "+g.Path()) {
 		t.Errorf("beside a stranger: %v", err)
 	}
 }

@@ -39,12 +39,11 @@ func (g *Group) Placement() (*Placement, error) { return g.placement(!kernel.Clo
 // that refuse CLONE_INTO_CGROUP.
 func (g *Group) PlacementByWrite() (*Placement, error) { return g.placement(true) }
 
-// PlacementBeside is Placement for a process that is to live where the process pid of the container is now, as to cgroup2.
-// It is for containers that make groups themselves (systemd in a container), whose own leaf can take no process: EBUSY.
-func (g *Group) PlacementBeside(pid int) (*Placement, error) {
-	h := g.hs.unified
-	if h == nil {
-		return g.Placement()
+// Beside is the group that the process pid of the container is in now, as to cgroup2: g or one below. It is for
+// processes that get no leaf of their own in a container that makes groups itself. Elsewhere it is g.
+func (g *Group) Beside(pid int) (*Group, error) {
+	if g.hs.unified == nil {
+		return g, nil
 	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -58,8 +57,7 @@ func (g *Group) PlacementBeside(pid int) (*Placement, error) {
 	if !inside || (below != "" && below[0] != '/') {
 		return nil, fmt.Errorf("process %d is in cgroup /%s, not in /%s", pid, dir, g.path)
 	}
-	beside := &Group{hs: g.hs, path: g.path, exec: strings.TrimPrefix(below, "/")}
-	return beside.Placement()
+	return &Group{hs: g.hs, path: g.path, exec: strings.TrimPrefix(below, "/")}, nil
 }
 
 func (g *Group) placement(byWrite bool) (*Placement, error) {
