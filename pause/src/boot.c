@@ -8,39 +8,30 @@
 
 bool booted;
 
-static int fail(struct msg_failed *f, enum fail_stage stage, uint32_t index, int err)
-{
-	f->stage = stage;
-	f->index = index;
-	f->error = -err;
-	return err;
-}
-
-int boot(struct request *r, struct msg_failed *f)
+int boot(struct request *r)
 {
 	struct program p = {0};
 	struct report report = {0};
 	if (r->nfds < 1)
-		return fail(f, FAIL_REQUEST, 0, -EBADMSG);
-	if (booted || writer_runs || tasks_high != 0 || execs_high != 0)
-		return fail(f, FAIL_REQUEST, 0, -EBUSY);
+		return -EBADMSG;
+	if (booted || writer_runs || execs_high != 0)
+		return -EBUSY;
 	int err = program_map(r->fds[0], &p);
 	if (err == 0)
 		err = program_check(&p, r->nfds - 1, &report);
 	if (err == 0 && (p.head->flags & PROGRAM_EXECS) != 0)
 		err = -EINVAL;
-	if (err != 0) {
-		program_unmap(&p);
-		return fail(f, FAIL_PROGRAM, report.index, err);
+	if (err == 0) {
+		booted = true; /* also when it fails half way: the pod cannot be used */
+		err = program_run(&p, r->fds + 1, &report);
+		if (err == 0) /* a change of credentials may have undone it */
+			err = (int)sys(SYS_prctl, PR_SET_DUMPABLE, 0);
+		if (err == 0)
+			err = control_identify();
 	}
-	booted = true; /* also when it fails half way: the pod cannot be used */
-	err = program_run(&p, r->fds + 1, &report);
 	program_unmap(&p);
-	if (err == 0) /* a change of credentials may have undone it */
-		err = (int)sys(SYS_prctl, PR_SET_DUMPABLE, 0);
 	if (err == 0)
-		err = control_identify();
-	if (err != 0)
-		return fail(f, FAIL_INSTR, report.index, err);
-	return 0;
+		return 0;
+	reply_failed(r->from, booted ? FAIL_INSTR : FAIL_PROGRAM, report.index, -err);
+	return ANSWERED;
 }

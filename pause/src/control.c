@@ -1,6 +1,6 @@
 /*
  * control.c - the controlling connection: packets and descriptors in, answers and events out. Nothing
- * here blocks: what cannot be sent now is remembered where it came from, and no request is read meanwhile.
+ * here blocks: what cannot be sent now waits, in order, and no request is read meanwhile.
  */
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -14,29 +14,30 @@ int listener = FD_LISTENER, control;
 uint32_t control_serial = 1, control_uid;
 bool control_greeted;
 
-static bool blocked; /* the socket is full, nothing can be sent */
-static bool listener_rests;
-static bool choked;  /* blocked for want of something else: only time helps */
+static bool blocked; /* the socket is full */
 static uint32_t armed = EPOLLIN;
 static uint32_t npending; /* of tables.pending */
 static uint32_t pending_for; /* id of the request that they came for */
 static bool pending_overflow;
 
-/* The answer to the last request, if it could not be sent at once. */
-static struct {
-	bool waits;
+struct packet {
 	uint32_t type, id, size;
 	int fd;
-	char body[64];
-} answer;
-
-/* The bytes of a control message, aligned. */
-union control_data {
-	struct cmsghdr header;
-	char bytes[CMSG_SPACE(sizeof(int) * MAX_PACKET_FDS)];
+	_Alignas(8) char body[64];
 };
 
-static union control_data data; /* of the packet at hand; the stack stays on one page */
+/*
+ * Packets that wait for room. There can be no more: the answers to starts and reopens under way, and to the last
+ * request, and an exit of each task. The list begins anew when it is empty, and only then is another request read.
+ */
+COLD static struct packet owed[2 * (MAX_TASKS + MAX_EXECS) + MAX_TASKS + 1];
+static uint32_t owed_first, owed_end;
+
+/* The control message of the packet at hand, aligned; the stack stays on one page. */
+static union {
+	struct cmsghdr header;
+	char bytes[CMSG_SPACE(sizeof(int) * MAX_PACKET_FDS)];
+} data;
 
 /* Closes what nobody took of the descriptors of a request. */
 static void drop_pending(void)
@@ -57,29 +58,19 @@ static int peer_uid(int fd, uint32_t *uid)
 	return (int)err;
 }
 
-static int set_nonblocking(int fd)
-{
-	long flags = sys(SYS_fcntl, fd, 3 /* F_GETFL */);
-	if (sys_failed(flags))
-		return (int)flags;
-	return (int)sys(SYS_fcntl, fd, 4 /* F_SETFL */, flags | SOCK_NONBLOCK);
-}
-
 /* Who may control this pod. The number looks different from inside another user namespace. */
 int control_identify(void)
 {
 	return control != 0 ? peer_uid(control, &control_uid) : 0;
 }
 
-/* After a re-execution everything but the flags of the descriptors is known. */
+/* After a re-execution the connection and its uid are known. */
 int control_init(bool adopted)
 {
 	int err = set_nonblocking(listener);
 	if (err == 0)
 		err = watch(listener, EPOLLIN, EV_LISTENER, 0);
-	if (err != 0)
-		return err;
-	if (!adopted) {
+	if (err == 0 && !adopted) {
 		control = FD_CONTROL;
 		err = control_identify();
 		if (err == 0)
@@ -94,19 +85,17 @@ static void control_close(void)
 {
 	unwatch_close(&control);
 	drop_pending();
-	blocked = answer.waits = listing = control_greeted = false;
+	owed_first = owed_end = 0;
+	blocked = listing = control_greeted = false;
 	control_serial++;
-	starts_answer(); /* nobody waits for these any more */
-	tasks_answer();
 }
 
 void control_accept(void)
 {
 	uint32_t uid;
 	int fd = (int)sys(SYS_accept4, listener, 0, 0, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd < 0) { /* it went away again, or there is no room: try later */
+	if (fd < 0) { /* it went away again, or there is no room: the next tick tries again */
 		rewatch(listener, 0, EV_LISTENER, 0);
-		listener_rests = true;
 		timer_within(50 * MS);
 		return;
 	}
@@ -131,7 +120,7 @@ static void arm(uint32_t events)
 	armed = events;
 }
 
-/* control_send returns 0, -EAGAIN (try again when told so) or -EPIPE (nobody is there). */
+/* Returns 0, -EAGAIN (try again when told so) or -EPIPE (nobody is there). */
 int control_send(uint32_t type, uint32_t id, const void *body, uint32_t size, const int *fds, uint32_t nfds)
 {
 	struct msg_header h = {.magic = PROTOCOL_MAGIC, .version = PROTOCOL_VERSION, .type = (uint16_t)type, .id = id, .size = size};
@@ -156,53 +145,50 @@ int control_send(uint32_t type, uint32_t id, const void *body, uint32_t size, co
 	if (n == -EPIPE || n == -ECONNRESET || n == -ENOTCONN)
 		return -EPIPE; /* the loop will see the end too */
 	blocked = true;
-	choked = n != -EAGAIN; /* no memory, or too many descriptors in flight */
-	if (choked)
+	if (n != -EAGAIN) /* no memory, or too many descriptors in flight: only time helps */
 		timer_within(20 * MS);
-	arm(choked ? 0 : EPOLLOUT);
+	arm(n == -EAGAIN ? EPOLLOUT : 0);
 	return -EAGAIN;
 }
 
-void reply(uint32_t type, uint32_t id, const void *body, uint32_t size, int fd)
+/* False: there is no room. */
+static bool put(const struct packet *p)
 {
-	if (control_send(type, id, body, size, &fd, fd != 0) != -EAGAIN)
-		return;
-	answer.waits = true;
-	answer.type = type;
-	answer.id = id;
-	answer.size = size;
-	answer.fd = fd;
-	if (size > 0)
-		memcpy(answer.body, body, size);
+	int err = control_send(p->type, p->id, p->body, p->size, &p->fd, p->fd != 0);
+	if (err == 0 && p->type == MSG_EXITED)
+		exit_told(((const struct msg_exited *)(const void *)p->body)->record.task);
+	return err != -EAGAIN;
 }
 
-_Static_assert(sizeof(struct msg_welcome) <= sizeof answer.body, "answers fit");
-
-void reply_failed(uint32_t id, int error)
+/* The descriptor must stay open until the packet is out. */
+void reply(struct caller to, uint32_t type, const void *body, uint32_t size, int fd)
 {
-	struct msg_failed f = {.stage = FAIL_REQUEST, .error = error};
-	reply_failure(id, &f);
+	struct packet p = {.type = type, .id = to.id, .size = size, .fd = fd};
+	if (to.serial != control_serial)
+		return; /* its connection has ended */
+	memcpy(p.body, body, size);
+	if (!put(&p))
+		owed[owed_end++] = p;
 }
 
-void reply_failure(uint32_t id, const struct msg_failed *failure)
+_Static_assert(sizeof(struct msg_welcome) <= sizeof owed->body && sizeof(struct msg_exited) <= sizeof owed->body, "answers fit");
+
+void reply_failed(struct caller to, enum fail_stage stage, uint32_t index, int error)
 {
-	reply(MSG_FAILED, id, failure, sizeof *failure, 0);
+	struct msg_failed f = {.stage = stage, .index = index, .error = error};
+	reply(to, MSG_FAILED, &f, sizeof f, 0);
 }
 
-/* Sends everything that is owed until the socket is full again. */
+/* Sends what is owed until the socket is full again. */
 static void control_flush(void)
 {
 	blocked = false;
-	if (answer.waits) {
-		answer.waits = false;
-		reply(answer.type, answer.id, answer.body, answer.size, answer.fd);
-	}
-	if (!blocked)
-		starts_answer();
-	if (!blocked && control_greeted)
-		tasks_answer();
-	if (!blocked)
-		(void)list_go_on();
+	while (owed_first < owed_end && put(&owed[owed_first]))
+		owed_first++;
+	if (blocked)
+		return;
+	owed_first = owed_end = 0;
+	list_go_on();
 	control_resume();
 }
 
@@ -215,10 +201,8 @@ void control_resume(void)
 
 void control_tick(void)
 {
-	if (listener_rests)
-		rewatch(listener, EPOLLIN, EV_LISTENER, 0);
-	listener_rests = false;
-	if (blocked && choked)
+	rewatch(listener, EPOLLIN, EV_LISTENER, 0);
+	if (blocked)
 		control_flush();
 }
 
@@ -227,12 +211,12 @@ bool control_blocked(void)
 	return blocked;
 }
 
-/* Takes the descriptors of a packet out of its control data. Returns how many fit. */
+/* Takes the descriptors of a packet out of its control data. */
 static int take_fds(struct msghdr *m)
 {
 	int err = 0;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c != NULL; c = CMSG_NXTHDR(m, c)) {
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(0))
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		if (n > MSG_MAX_FDS)
@@ -251,15 +235,10 @@ static int take_fds(struct msghdr *m)
 	return err;
 }
 
-/* Checks a packet and fills r. Returns 0 or -errno. */
-static int parse(const struct msg_header *h, size_t size, int flags, struct request *r)
+/* Looks at the form of a packet of n bytes. Returns 0 or -errno. */
+static int check(const struct msg_header *h, size_t n, int flags)
 {
-	if (size < sizeof *h || h->magic != PROTOCOL_MAGIC || (flags & MSG_TRUNC) != 0)
-		return -EBADMSG;
-	r->type = h->type;
-	r->id = h->id;
-	r->size = h->size;
-	if (h->size != size - sizeof *h)
+	if (n < sizeof *h || h->magic != PROTOCOL_MAGIC || (flags & MSG_TRUNC) != 0 || h->size != n - sizeof *h)
 		return -EBADMSG;
 	if ((flags & MSG_CTRUNC) != 0)
 		return -EMFILE;
@@ -277,16 +256,20 @@ static void control_read(void)
 	long n = sys(SYS_recvmsg, control, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	if (n == -EAGAIN || n == -EINTR)
 		return;
+	if (sys_failed(n)) {
+		control_close();
+		return;
+	}
 	if (h.id != pending_for)
 		drop_pending(); /* the sender gave up half way */
 	pending_for = h.id;
-	int err = sys_failed(n) ? 0 : take_fds(&m);
-	if (n <= 0) {
+	int err = take_fds(&m);
+	if (n == 0) {
 		control_close();
 		return;
 	}
 	if (err == 0)
-		err = parse(&h, (size_t)n, m.msg_flags, &r);
+		err = check(&h, (size_t)n, m.msg_flags);
 	if (h.type == MSG_FDS && (size_t)n >= sizeof h) {
 		if (err != 0)
 			pending_overflow = true; /* its request will fail */
@@ -294,13 +277,11 @@ static void control_read(void)
 	}
 	if (err == 0 && pending_overflow)
 		err = -E2BIG;
-	r.id = h.id;
+	r.type = h.type;
+	r.from = (struct caller){h.id, control_serial};
 	r.fds = tables.pending;
 	r.nfds = npending;
-	if (err == 0)
-		request_serve(&r);
-	else
-		reply_failed(r.id, -err);
+	request_serve(&r, err);
 	drop_pending();
 	control_resume();
 }

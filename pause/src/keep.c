@@ -5,83 +5,74 @@
 
 uint32_t names_high;
 
-static uint32_t fds_high, fds_free; /* never used before; list of used ones, index + 1 */
-static uint32_t fds_used;
+static uint32_t nkept; /* of the table: the descriptors of all names, those of one name in order */
 
-static struct kept_name *find(const char *name)
+static int find(const char *name)
 {
 	for (uint32_t i = 0; i < names_high; i++)
-		if (name_at(i)->name[0] != 0 && strncmp(name_at(i)->name, name, NAME_SIZE) == 0)
-			return name_at(i);
-	return NULL;
+		if (strncmp(name_at(i)->name, name, NAME_SIZE) == 0)
+			return (int)i;
+	return -1;
 }
 
-static struct kept_name *new_name(const char *name)
+static int new_name(const char *name)
 {
-	for (uint32_t i = 0; i < MAX_NAMES; i++) {
-		if (name_at(i)->name[0] != 0)
-			continue;
-		if (i >= names_high)
-			names_high = i + 1;
-		strncpy(name_at(i)->name, name, NAME_SIZE - 1);
-		return name_at(i);
-	}
-	return NULL;
+	int i = find("");
+	if (i < 0 && names_high == MAX_NAMES)
+		return -1;
+	if (i < 0)
+		i = (int)names_high++;
+	strncpy(name_at((uint32_t)i)->name, name, NAME_SIZE - 1);
+	return i;
 }
 
-static void append(struct kept_name *k, int fd)
+/* The next descriptors of a name, at most max, from place *at of the table on. */
+uint32_t kept_next(uint32_t name, uint32_t *at, int *fds, uint32_t max)
 {
-	uint32_t at = fds_free;
-	if (at != 0)
-		fds_free = kept_at(at - 1)->next;
-	else
-		at = ++fds_high;
-	*kept_at(at - 1) = (struct kept_fd){.fd = fd};
-	if (k->last != 0)
-		kept_at(k->last - 1)->next = at;
-	else
-		k->first = at;
-	k->last = at;
-	fds_used++;
+	uint32_t n = 0;
+	for (; *at < nkept && n < max; (*at)++)
+		if (kept_at(*at)->name == name)
+			fds[n++] = kept_at(*at)->fd;
+	return n;
 }
 
 /* The last descriptor of a mount or a file may take the disk's time to close. */
-static void close_kept(struct kept_name *k)
+static void close_kept(uint32_t name)
 {
-	for (uint32_t at = k->first, next; at != 0; at = next) {
-		next = kept_at(at - 1)->next;
-		writer_discard(kept_at(at - 1)->fd);
-		*kept_at(at - 1) = (struct kept_fd){.next = fds_free};
-		fds_free = at;
-		fds_used--;
+	uint32_t left = 0;
+	for (uint32_t i = 0; i < nkept; i++) {
+		if (kept_at(i)->name == name)
+			writer_discard(kept_at(i)->fd);
+		else
+			*kept_at(left++) = *kept_at(i);
 	}
-	k->first = k->last = 0;
+	nkept = left;
 }
 
-static uint32_t count(const struct kept_name *k)
+static uint32_t count(uint32_t name)
 {
 	uint32_t n = 0;
-	for (uint32_t at = k->first; at != 0; at = kept_at(at - 1)->next)
-		n++;
+	for (uint32_t i = 0; i < nkept; i++)
+		n += kept_at(i)->name == name;
 	return n;
 }
 
 /* Takes the descriptors over, unless it fails; they replace those that the name has, or are more of them. */
 int keep(const char *name, int *fds, uint32_t nfds, bool more)
 {
-	struct kept_name *k = find(name);
-	uint32_t replaced = k != NULL && !more ? count(k) : 0;
-	if (fds_used - replaced + nfds > MAX_KEPT)
+	int i = find(name);
+	uint32_t replaced = i >= 0 && !more ? count((uint32_t)i) : 0;
+	if (nkept - replaced + nfds > MAX_KEPT)
 		return -ENOSPC;
-	if (k == NULL)
-		k = new_name(name);
-	if (k == NULL)
+	if (i < 0)
+		i = new_name(name);
+	if (i < 0)
 		return -ENOSPC;
 	if (!more)
-		close_kept(k);
-	for (uint32_t i = 0; i < nfds; i++) {
-		append(k, fds[i]);
-		fds[i] = 0;
+		close_kept((uint32_t)i);
+	for (uint32_t n = 0; n < nfds; n++) {
+		*kept_at(nkept++) = (struct kept_fd){.fd = fds[n], .name = (uint32_t)i};
+		fds[n] = 0;
 	}
 	return 0;
 }
@@ -89,10 +80,10 @@ int keep(const char *name, int *fds, uint32_t nfds, bool more)
 /* A name that is not known is no error: it is dropped. */
 int drop(const char *name)
 {
-	struct kept_name *k = find(name);
-	if (k != NULL) {
-		close_kept(k);
-		memset(k, 0, sizeof *k);
+	int i = find(name);
+	if (i >= 0) {
+		close_kept((uint32_t)i);
+		memset(name_at((uint32_t)i), 0, sizeof *name_at(0));
 	}
 	return 0;
 }

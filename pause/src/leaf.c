@@ -119,32 +119,28 @@ static void kill_begin(struct task *t)
 	} else if (t->fd[ADD_FREEZER] != 0) {
 		put(t->fd[ADD_FREEZER], "FROZEN");
 		t->kill_step = KILL_FREEZING;
+	} else if (t->fd[ADD_PROCS] != 0) {
+		t->kill_step = KILL_EACH;
 	}
 }
 
-/* The killed die only when they are thawed. */
-static void kill_frozen(struct task *t)
-{
-	if (t->fd[ADD_PROCS] != 0)
-		(void)each_process(t->fd[ADD_PROCS], true);
-	put(t->fd[ADD_FREEZER], "THAWED");
-	t->kill_step = KILL_WAIT;
-}
-
-/* One step; true when the leaf is empty. */
+/* One step; true when the leaf is empty or cannot be watched. */
 bool leaf_gone(struct task *t)
 {
-	if (t->kill_step == KILL_BEGIN && (t->fd[ADD_EVENTS] == 0 || !empty(t)))
+	if (t->kill_step == KILL_BEGIN) {
+		if (t->fd[ADD_EVENTS] != 0 && empty(t))
+			return true;
 		kill_begin(t);
-	if (t->kill_step == KILL_FREEZING && (frozen(t) || now() - t->since >= EMPTY_BOUND / 2))
-		kill_frozen(t);
-	else if (t->kill_step == KILL_WAIT && t->fd[ADD_KILL] == 0 && t->fd[ADD_FREEZER] == 0 && t->fd[ADD_PROCS] != 0)
-		(void)each_process(t->fd[ADD_PROCS], true);
-	if (t->kill_step != KILL_FREEZING && empty(t)) {
-		if (t->fd[ADD_EVENTS] != 0)
-			unwatch(t->fd[ADD_EVENTS]);
-		return true;
 	}
-	timer_within(2 * MS);
-	return false;
+	if (t->kill_step == KILL_FREEZING) {
+		if (!frozen(t) && now() - t->since < EMPTY_BOUND / 2)
+			return false;
+		if (t->fd[ADD_PROCS] != 0)
+			(void)each_process(t->fd[ADD_PROCS], true);
+		put(t->fd[ADD_FREEZER], "THAWED"); /* the killed die only then */
+		t->kill_step = KILL_WAIT;
+	} else if (t->kill_step == KILL_EACH) {
+		(void)each_process(t->fd[ADD_PROCS], true);
+	}
+	return empty(t);
 }

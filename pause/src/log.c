@@ -79,7 +79,7 @@ void log_read_done(struct log *l)
 
 /* ---- records ---- */
 
-static void digits(char *at, uint32_t n, uint64_t value)
+void put_digits(char *at, uint32_t n, uint64_t value)
 {
 	while (n > 0) {
 		at[--n] = (char)('0' + value % 10);
@@ -95,9 +95,9 @@ static void put_date(char *at, int64_t day)
 	int64_t of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
 	int64_t mp = (5 * of_year + 2) / 153, d = of_year - (153 * mp + 2) / 5 + 1;
 	int64_t m = mp < 10 ? mp + 3 : mp - 9, y = year_of_era + era * 400 + (m <= 2);
-	digits(at, 4, (uint64_t)y);
-	digits(at + 5, 2, (uint64_t)m);
-	digits(at + 8, 2, (uint64_t)d);
+	put_digits(at, 4, (uint64_t)y);
+	put_digits(at + 5, 2, (uint64_t)m);
+	put_digits(at + 8, 2, (uint64_t)d);
 }
 
 /* Once for each read: its lines came at the same time as far as can be known. */
@@ -108,11 +108,11 @@ static void stamp(uint32_t s)
 	if (second != header_second) {
 		header_second = second;
 		put_date(header, second / 86400);
-		digits(header + 11, 2, (uint64_t)(second / 3600 % 24));
-		digits(header + 14, 2, (uint64_t)(second / 60 % 60));
-		digits(header + 17, 2, (uint64_t)(second % 60));
+		put_digits(header + 11, 2, (uint64_t)(second / 3600 % 24));
+		put_digits(header + 14, 2, (uint64_t)(second / 60 % 60));
+		put_digits(header + 17, 2, (uint64_t)(second % 60));
 	}
-	digits(header + 20, 9, t % 1000000000u);
+	put_digits(header + 20, 9, t % 1000000000u);
 	memcpy(header + AT_STREAM, s == 0 ? "stdout" : "stderr", 6);
 }
 
@@ -205,7 +205,7 @@ static bool put_first(struct log *l, uint32_t index)
 	memcpy(note, header, LOG_HEADER);
 	memcpy(note + AT_STREAM, "stderr F", 8);
 	memcpy(note + LOG_HEADER, "pause: ", 7);
-	digits(note + LOG_HEADER + 7, n, told);
+	put_digits(note + LOG_HEADER + 7, n, told);
 	memcpy(note + LOG_HEADER + 7 + n, " bytes dropped\n", 15);
 	uint32_t size = LOG_HEADER + 7 + n + 15, done = put(l, note, size);
 	if (done == 0)
@@ -324,14 +324,14 @@ void log_close_stream(struct log *l, uint32_t s, int epoll)
 	log_read_done(l);
 }
 
-/* Reads once and writes what that gave. False: the pipe is empty, or has ended and is to be closed. */
-bool log_turn(uint32_t index, uint32_t s)
+/* Reads once and writes what that gave. */
+enum log_turn log_turn(uint32_t index, uint32_t s)
 {
 	struct log *l = log_at(index);
 	struct stream *st = &l->stream[s];
 	char *fresh = memory.in + MAX_LINE;
 	if (!log_reading(l))
-		return false; /* it will be looked at again */
+		return LOG_EMPTY; /* it will be looked at again */
 	long n = sys(SYS_read, atomic_load(&st->fd), fresh, READ_SIZE);
 	bool lost = atomic_load(&st->lost) != st->lost_seen;
 	log_read_done(l);
@@ -345,10 +345,10 @@ bool log_turn(uint32_t index, uint32_t s)
 		lines(l, index, s, from, fresh, fresh + n);
 	}
 	flush(l, index, false);
-	if (n == 0 || (sys_failed(n) && n != -EAGAIN && n != -EINTR)) {
-		log_end_line(index, s);
-		st->ended = true;
-		return false;
-	}
-	return n > 0;
+	if (n > 0)
+		return LOG_MORE;
+	if (n == -EAGAIN || n == -EINTR)
+		return LOG_EMPTY;
+	log_end_line(index, s);
+	return LOG_END;
 }

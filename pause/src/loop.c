@@ -1,6 +1,7 @@
 /*
  * loop.c - birth of pause and the supervisor's event loop.
  */
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
@@ -9,6 +10,9 @@
 
 #include "pause.h"
 #include "state.h"
+
+/* The first in its section: row 0 shares a page with the small variables of the other files. */
+COLD struct tables tables;
 
 int pause_pidfd;
 uint32_t pause_pid;
@@ -74,6 +78,12 @@ void unwatch_close(int *fd)
 	*fd = 0;
 }
 
+int set_nonblocking(int fd)
+{
+	long flags = sys(SYS_fcntl, fd, F_GETFL);
+	return (int)(sys_failed(flags) ? flags : sys(SYS_fcntl, fd, F_SETFL, flags | O_NONBLOCK));
+}
+
 /* timer_within makes a tick happen at most ns from now. */
 void timer_within(uint64_t ns)
 {
@@ -93,18 +103,18 @@ static void timer_event(void)
 	timer_due = 0;
 	control_tick();
 	writer_tick();
-	starts_tick();
 	tasks_tick();
-	if (reexec_pending)
-		reexec_go_on();
 }
 
-static void writer_event(void)
+static void process_event(struct task *t)
 {
-	writer_heard();
-	tasks_told();
-	if (reexec_pending)
-		reexec_go_on();
+	int32_t status;
+	if (!task_reap(t, &status))
+		return;
+	if (t->phase == PHASE_STARTING)
+		start_died(t, status);
+	else
+		task_exited(t, status);
 }
 
 static void dispatch(const struct epoll_event *e)
@@ -121,19 +131,14 @@ static void dispatch(const struct epoll_event *e)
 		timer_event();
 		break;
 	case EV_WRITER:
-		writer_event();
+		writer_heard();
+		tasks_told();
 		break;
-	case EV_PIDFD: {
-		int32_t status;
-		struct task *t = task_at(index);
-		if (t->phase == PHASE_STARTING)
-			start_judge(t->slot);
-		else if (task_reap(t, &status))
-			task_exited(t, status);
+	case EV_PIDFD:
+		process_event(task_at(index));
 		break;
-	}
 	case EV_REPORT:
-		start_report(index);
+		start_report(task_at(index));
 		break;
 	case EV_LEAF:
 		task_advance(task_at(index));
@@ -191,7 +196,7 @@ static void init_stdio(void)
 {
 	for (int fd = 0; fd <= 2; fd++) {
 		int ends[2];
-		if (sys(SYS_fcntl, fd, 1 /* F_GETFD */) != -EBADF)
+		if (sys(SYS_fcntl, fd, F_GETFD) != -EBADF)
 			continue;
 		if (sys_failed(sys(SYS_pipe2, ends, 0)) || ends[0] != fd)
 			die(3);
@@ -209,7 +214,7 @@ static void init(int state)
 	(void)sys(SYS_umask, 022);
 	if (sys_failed(sys(SYS_prctl, PR_SET_DUMPABLE, 0)) || sys_failed(sys(SYS_prctl, PR_SET_NAME, "pause")))
 		die(3);
-	if (sys_failed(sys(SYS_close_range, 3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */)))
+	if (sys_failed(sys(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC)))
 		die(3);
 	pause_pid = (uint32_t)sys(SYS_getpid);
 	pause_pidfd = (int)sys(SYS_pidfd_open, pause_pid, 0);

@@ -1,7 +1,7 @@
 /*
- * pause.h - what the files of pause share. Two threads: the supervisor (everything but log.c) and
- * the writer (log.c), which is the only one that touches regular files. All memory is static; a
- * descriptor of 0 in a table means "none", because 0 to 2 are always taken.
+ * pause.h - what the files of pause share. Two threads: the supervisor, and the writer (log.c and one half of
+ * writer.c), which is the only one that touches regular files. All memory is static; a descriptor of 0 in a
+ * table means "none", because 0 to 2 are always taken.
  */
 #ifndef CRISERVER_PAUSE_H
 #define CRISERVER_PAUSE_H
@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "program.h"
 #include "protocol.h"
@@ -18,7 +19,6 @@
 
 #define MAX_TASKS 128u	 /* containers */
 #define MAX_EXECS 128u	 /* additional processes that live or whose exit nobody took yet */
-#define MAX_STARTS 128u	 /* processes between clone3 and execve */
 #define MAX_NAMES 256u	 /* names of kept descriptors */
 #define MAX_KEPT 4096u	 /* kept descriptors */
 #define MAX_PENDING 1088u /* descriptors of one request */
@@ -52,18 +52,25 @@ int watch(int fd, uint32_t events, enum event_kind kind, uint32_t index);
 void rewatch(int fd, uint32_t events, enum event_kind kind, uint32_t index);
 void unwatch(int fd);
 void unwatch_close(int *fd); /* and sets it to 0 */
+int set_nonblocking(int fd);
 void timer_within(uint64_t ns);
 _Noreturn void loop(void);
 _Noreturn void die(int status);
 
 /* ---- control.c: the connection ---- */
 
+/* Who made a request: its id, and which connection it came by. */
+struct caller {
+	uint32_t id, serial;
+};
+
+#define ANSWERED 1 /* instead of 0 or -errno: a request that answers by itself, now or later */
+
 struct request {
-	uint32_t type, id;
-	uint32_t size; /* bytes of body that came */
-	uint32_t nfds;
+	struct caller from;
+	uint32_t type, nfds;
 	union {
-		char bytes[MSG_MAX_SIZE]; /* zero after size */
+		char bytes[MSG_MAX_SIZE]; /* zero after what came */
 		struct msg_hello hello;
 		struct msg_add add;
 		struct msg_start start;
@@ -87,15 +94,13 @@ void control_resume(void);			  /* read requests again */
 void control_tick(void);
 bool control_blocked(void);
 int control_send(uint32_t type, uint32_t id, const void *body, uint32_t size, const int *fds, uint32_t nfds);
-void reply(uint32_t type, uint32_t id, const void *body, uint32_t size, int fd);
-void reply_failed(uint32_t id, int error); /* errno, stage FAIL_REQUEST */
-void reply_failure(uint32_t id, const struct msg_failed *failure);
+void reply(struct caller to, uint32_t type, const void *body, uint32_t size, int fd);
+void reply_failed(struct caller to, enum fail_stage stage, uint32_t index, int error);
 
 /* ---- request.c: what each message means ---- */
 
-void request_serve(struct request *r);
-void list_begin(uint32_t id);
-int list_go_on(void); /* 0: done or not listing; -EAGAIN */
+void request_serve(struct request *r, int err);
+void list_go_on(void);
 extern bool listing;
 
 /* ---- program.c ---- */
@@ -123,33 +128,17 @@ void program_unmap(struct program *p);
 int program_check(const struct program *p, uint32_t nfds, struct report *r);
 int program_run(const struct program *p, const int *fds, struct report *r);
 extern bool booted;
-int boot(struct request *r, struct msg_failed *failure);
+int boot(struct request *r);
 
 /* ---- start.c ---- */
 
-enum start_state { START_FREE, START_RUNS, START_ANSWERS };
+extern struct rlimit files_limit; /* RLIMIT_NOFILE that pause was born with, and its children shall have */
 
-struct start {
-	uint8_t state; /* enum start_state */
-	bool ended;    /* the pipe has ended */
-	bool failed;
-	uint32_t id, serial; /* of the request and its connection */
-	uint32_t task;
-	int pipe; /* read end */
-	struct msg_failed failure;
-};
-
-extern uint32_t starts_in_flight;
-extern uint32_t starts_high; /* slots ever used */
-
+struct task;
 int starts_init(void);
 int start(struct request *r);
-void start_report(uint32_t slot);	 /* its pipe has ended */
-void start_judge(uint32_t slot);
-void starts_answer(void);
-void starts_tick(void);
-uint64_t files_soft_limit(void);	   /* that pause was born with */
-void files_born_with(uint64_t soft);
+void start_report(struct task *t);
+void start_died(struct task *t, int32_t status);
 
 /* ---- task.c ---- */
 
@@ -165,7 +154,7 @@ enum task_phase {
 	PHASE_CLOSING, /* removed, the writer still has its files */
 };
 
-enum kill_step { KILL_BEGIN, KILL_FREEZING, KILL_WAIT };
+enum kill_step { KILL_BEGIN, KILL_FREEZING, KILL_EACH, KILL_WAIT };
 
 struct task {
 	uint64_t id;
@@ -173,17 +162,14 @@ struct task {
 	uint8_t kill_step; /* enum kill_step */
 	uint16_t index;	   /* containers come first, then execs */
 	bool untold;	   /* MSG_EXITED is owed */
-	bool answering;	   /* MSG_STARTED is owed, nothing may overtake it */
-	bool reaper;
-	bool tty_full; /* the terminal waits for the writer */
-	uint32_t slot; /* start slot, in PHASE_STARTING */
+	bool tty_full;	   /* the terminal waits for the writer */
+	bool reopening;	   /* a REOPEN waits for the writer */
 	int pid, pidfd;
+	int start_pipe; /* in PHASE_STARTING: ends with execve */
+	struct caller starter, reopener;
+	uint64_t reopen_since;
 	uint64_t since; /* now() when the phase began */
 	uint32_t exit_slot;
-	uint32_t reopen_id, reopen_serial; /* request that waits for the writer; 0: none */
-	uint64_t reopen_since;
-	bool reopen_done; /* the answer is owed */
-	int reopen_error;
 	int fd[ADD_FD_COUNT]; /* log, stdout and stderr are the writer's and not here */
 	int tty_pipe;	      /* to the writer */
 	struct exit_record record;
@@ -191,11 +177,11 @@ struct task {
 };
 
 extern uint32_t tasks_high, execs_high; /* indices ever used, one past the last */
-extern uint32_t tasks_dying, tasks_reopening;
 extern struct exit_record *exits;
 extern uint32_t exit_slots;
 
 int exits_init(void);
+struct task *next_task(uint32_t *i);
 struct task *task_find(uint64_t id);
 struct task *task_new(void);
 struct task *exec_new(uint64_t id);
@@ -209,14 +195,14 @@ void task_exited(struct task *t, int32_t status);
 void task_advance(struct task *t);
 void tasks_tick(void);
 void tasks_told(void); /* the writer has told something */
-void tasks_answer(void);
-bool exit_tell(struct task *t);
+void exits_tell(void); /* to a new connection */
+void exit_told(uint64_t id);
 enum task_state task_public(const struct task *t);
 uint32_t task_open_fds(const struct task *t);
 
 /* ---- leaf.c: killing what is left in a cgroup leaf ---- */
 
-bool leaf_gone(struct task *t); /* one step; true when it is empty or cannot be watched */
+bool leaf_gone(struct task *t);
 uint64_t leaf_oom_kills(const struct task *t);
 
 /* ---- terminal.c ---- */
@@ -226,24 +212,23 @@ int terminal_adopt(struct task *t);
 void terminal_event(struct task *t);
 void terminal_room(struct task *t);
 void terminal_drain(struct task *t);
-void terminal_close(struct task *t);
 
 /* ---- keep.c ---- */
 
 struct kept_fd {
 	int fd;
-	uint32_t next; /* index + 1 of the name's next one */
+	uint32_t name; /* index */
 };
 
 struct kept_name {
 	char name[NAME_SIZE]; /* "": free */
-	uint32_t first, last; /* index + 1 */
 };
 
 extern uint32_t names_high;
 
 int keep(const char *name, int *fds, uint32_t nfds, bool more);
 int drop(const char *name);
+uint32_t kept_next(uint32_t name, uint32_t *at, int *fds, uint32_t max);
 
 /* ---- log.c: logs as the writer keeps them ---- */
 
@@ -258,7 +243,6 @@ struct stream {
 	uint32_t capacity;    /* of the pipe, bytes */
 	bool open_line;	      /* the last record of this stream was a partial one */
 	bool lost_line;	      /* bytes were dropped: skip to the next line */
-	bool ended;	      /* to be closed */
 	uint64_t lost_seen;   /* of lost */
 	_Atomic uint64_t lost; /* bytes that the supervisor took out of the pipe and dropped */
 };
@@ -281,13 +265,15 @@ char *log_rest(uint32_t index);			 /* LOG_RECORD bytes */
 #define LOG_HEADER 40u /* "2006-01-02T15:04:05.999999999Z stdout F " */
 #define LOG_RECORD (LOG_HEADER + MAX_LINE + 8)
 void log_protect(void);				     /* keeps the buffers out of children */
-bool log_turn(uint32_t index, uint32_t s);	     /* one read; false: nothing is left, or the end */
+enum log_turn { LOG_MORE, LOG_EMPTY, LOG_END };
+enum log_turn log_turn(uint32_t index, uint32_t s);
 void log_forget_rest(struct log *l);
 void log_end_line(uint32_t index, uint32_t s);
 void log_close_stream(struct log *l, uint32_t s, int epoll);
 void log_idle(void); /* gives memory back */
 bool log_reading(struct log *l); /* try to get it */
 void log_read_done(struct log *l);
+void put_digits(char *at, uint32_t n, uint64_t value);
 
 /* ---- writer.c: the thread that touches files ---- */
 
@@ -297,17 +283,16 @@ extern bool writer_stuck;
 int writer_start(void);
 void writer_prepare(uint32_t index, int out, int err, uint32_t line_max); /* then ask for LOG_OPEN */
 bool writer_open_streams(uint32_t index);
-void writer_forget(uint32_t index);
 void writer_ask(uint32_t index, uint32_t what);
 uint32_t writer_told(uint32_t word); /* bits of 32 logs that have told something */
 void writer_heard(void);
 void writer_tick(void);
 void writer_discard(int fd); /* closes it where closing may take time */
 void writer_busy(bool busy); /* around what may block; for the writer's own use */
-void writer_park(bool park); /* stop between two lines; go on */
-bool writer_parked(void);
+bool writer_park(void);
+void writer_go_on(void);
 
-/* ---- tables.c ---- */
+/* ---- the tables ---- */
 
 #define ROW_NAMES (MAX_NAMES / MAX_TASKS)
 #define ROW_KEPT (MAX_KEPT / MAX_TASKS)
@@ -317,7 +302,6 @@ struct row {
 	struct task task;
 	struct log log; /* of task */
 	struct task exec;
-	struct start start;
 	struct kept_name names[ROW_NAMES];
 	struct kept_fd fds[ROW_KEPT];
 };
@@ -328,7 +312,7 @@ extern struct tables {
 	struct row more[MAX_TASKS - 1];
 } tables;
 
-_Static_assert(MAX_EXECS == MAX_TASKS && MAX_STARTS == MAX_TASKS, "one of each in a row");
+_Static_assert(MAX_EXECS == MAX_TASKS, "one of each in a row");
 
 static inline struct row *row(uint32_t i)
 {
@@ -340,14 +324,14 @@ static inline struct task *task_at(uint32_t i)
 	return i < MAX_TASKS ? &row(i)->task : &row(i - MAX_TASKS)->exec;
 }
 
+static inline bool is_exec(const struct task *t)
+{
+	return t->index >= MAX_TASKS;
+}
+
 static inline struct log *log_at(uint32_t i)
 {
 	return &row(i)->log;
-}
-
-static inline struct start *start_at(uint32_t i)
-{
-	return &row(i)->start;
 }
 
 static inline struct kept_name *name_at(uint32_t i)

@@ -1,8 +1,6 @@
 /*
  * reexec.c - going on as another binary: the same process, children and descriptors. When nothing is half
  * done and the writer stands between two lines, the tables go into a memfd that the next image reads.
- * PROTOCOL.md describes its layout. Records only grow at their end, unknown ones are skipped: a newer
- * pause reads what an older one wrote.
  */
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -22,9 +20,9 @@
 bool reexec_pending;
 
 static int binary, memfd;
-static uint32_t request_id, request_serial;
+static struct caller asker;
 static uint64_t since;
-static long write_error; /* of the state; the first one */
+static int write_error; /* of the state; the first one */
 
 /* ---- writing ---- */
 
@@ -34,30 +32,46 @@ static void put(uint32_t type, const void *body, uint32_t size, const void *tail
 	struct iovec parts[3] = {{&r, sizeof r}, {(void *)(uintptr_t)body, size}, {(void *)(uintptr_t)tail, tail_size}};
 	long n = sys(SYS_writev, memfd, parts, 3);
 	if (n != (long)(sizeof r + r.size) && write_error == 0)
-		write_error = sys_failed(n) ? n : -ENOSPC;
+		write_error = sys_failed(n) ? (int)n : -ENOSPC;
+}
+
+/* The next image shall have it. */
+static int inherit(int fd)
+{
+	if (fd != 0)
+		(void)sys(SYS_fcntl, fd, F_SETFD, 0); /* it is open: EBADF cannot happen */
+	return fd;
+}
+
+static void put_bytes(const struct task *t, uint32_t where, const char *bytes, uint32_t size)
+{
+	struct state_bytes b = {.task = t->id, .where = where};
+	if (size > 0)
+		put(STATE_BYTES, &b, sizeof b, bytes, size);
 }
 
 static void put_task(const struct task *t)
 {
+	struct log *l = log_at(t->index);
 	struct state_task s = {
 		.id = t->id,
-		.is_exec = t->index >= MAX_TASKS,
+		.is_exec = is_exec(t),
 		.phase = t->phase,
 		.untold = t->untold,
 		.pid = t->pid,
-		.pidfd = t->pidfd,
+		.pidfd = inherit(t->pidfd),
 		.exit_slot = t->exit_slot,
-		.tty_pipe = t->tty_pipe,
+		.tty_pipe = inherit(t->tty_pipe),
 		.record = t->record,
 	};
 	memcpy(s.name, t->name, sizeof s.name);
-	memcpy(s.fd, t->fd, sizeof t->fd);
-	if (s.is_exec) {
+	for (enum add_fd b = 0; b < ADD_FD_COUNT; b++)
+		s.fd[b] = inherit(t->fd[b]);
+	if (is_exec(t)) {
 		put(STATE_TASK, &s, sizeof s, NULL, 0);
 		return;
 	}
-	struct log *l = log_at(t->index);
-	s.log = atomic_load(&l->fd);
+	s.log = inherit(atomic_load(&l->fd));
 	s.line_max = l->line_max;
 	s.bytes = atomic_load(&l->bytes);
 	s.dropped = atomic_load(&l->dropped);
@@ -65,96 +79,61 @@ static void put_task(const struct task *t)
 	for (uint32_t i = 0; i < 2; i++) {
 		struct stream *st = &l->stream[i];
 		uint64_t lost = atomic_load(&st->lost) - st->lost_seen; /* the writer has not told these yet */
-		s.stream[i] = (struct state_stream){.fd = atomic_load(&st->fd), .open_line = st->open_line, .lost_line = st->lost_line, .lost = lost};
+		s.stream[i] = (struct state_stream){.fd = inherit(atomic_load(&st->fd)), .open_line = st->open_line, .lost_line = st->lost_line, .lost = lost};
 	}
 	put(STATE_TASK, &s, sizeof s, NULL, 0);
-	for (uint32_t i = 0; i < 2; i++) {
-		struct state_bytes b = {.task = t->id, .where = i};
-		if (l->stream[i].held > 0)
-			put(STATE_BYTES, &b, sizeof b, log_held(t->index, i), l->stream[i].held);
-	}
-	struct state_bytes rest = {.task = t->id, .where = STATE_REST};
-	if (l->rest > 0)
-		put(STATE_BYTES, &rest, sizeof rest, log_rest(t->index), l->rest);
+	put_bytes(t, 0, log_held(t->index, 0), l->stream[0].held);
+	put_bytes(t, 1, log_held(t->index, 1), l->stream[1].held);
+	put_bytes(t, STATE_REST, log_rest(t->index), l->rest);
 }
 
-static void put_name(const struct kept_name *k)
+static void put_name(uint32_t name)
 {
 	struct msg_name m;
-	int fds[256] = {0};
-	uint32_t n = 0, type = STATE_KEPT;
-	memcpy(m.name, k->name, sizeof m.name);
-	for (uint32_t at = k->first; at != 0 || type == STATE_KEPT; type = STATE_KEPT_MORE, n = 0) {
-		for (; at != 0 && n < 256; at = kept_at(at - 1)->next)
-			fds[n++] = kept_at(at - 1)->fd;
+	int fds[STATE_FDS];
+	uint32_t at = 0, n, type = STATE_KEPT;
+	memcpy(m.name, name_at(name)->name, sizeof m.name);
+	do {
+		n = kept_next(name, &at, fds, STATE_FDS);
+		for (uint32_t i = 0; i < n; i++)
+			(void)inherit(fds[i]);
 		put(type, &m, sizeof m, fds, n * (uint32_t)sizeof *fds);
-	}
+		type = STATE_KEPT_MORE;
+	} while (n == STATE_FDS);
 }
 
+/* Writes the tables, and lets the next image have every descriptor that is in them. */
 static int write_state(void)
 {
 	struct state_head h = {.magic = STATE_MAGIC, .version = STATE_VERSION};
 	struct state_pod p = {
-		.control = control,
+		.control = inherit(control),
 		.control_uid = control_uid,
 		.greeted = control_greeted,
-		.answer = request_serial == control_serial,
-		.request = request_id,
+		.answer = asker.serial == control_serial,
+		.request = asker.id,
 		.booted = booted,
-		.files_soft = files_soft_limit(),
+		.files_soft = files_limit.rlim_cur,
 	};
-	memfd = (int)sys(SYS_memfd_create, "pause-state", MFD_CLOEXEC);
-	if (memfd < 0)
-		return memfd;
-	write_error = 0;
-	if (sys(SYS_write, memfd, &h, sizeof h) != sizeof h)
-		return -ENOSPC;
+	struct task *t;
+	long fd = sys(SYS_memfd_create, "pause-state", MFD_CLOEXEC);
+	if (sys_failed(fd))
+		return (int)fd;
+	memfd = inherit((int)fd);
+	(void)inherit(FD_LISTENER);
+	(void)inherit(FD_EXITS);
+	write_error = sys(SYS_write, memfd, &h, sizeof h) == sizeof h ? 0 : -ENOSPC;
 	put(STATE_POD, &p, sizeof p, NULL, 0);
-	for (uint32_t i = 0; i < tasks_high; i++)
-		if (task_at(i)->phase != PHASE_FREE)
-			put_task(task_at(i));
-	for (uint32_t i = MAX_TASKS; i < MAX_TASKS + execs_high; i++)
-		if (task_at(i)->phase != PHASE_FREE)
-			put_task(task_at(i));
+	for (uint32_t i = 0; (t = next_task(&i)) != NULL;)
+		put_task(t);
 	for (uint32_t i = 0; i < names_high; i++)
 		if (name_at(i)->name[0] != 0)
-			put_name(name_at(i));
+			put_name(i);
 	put(STATE_END, NULL, 0, NULL, 0);
-	return (int)write_error;
+	return write_error;
 }
 
 /* ---- changing over ---- */
-
-static void inherit(int fd)
-{
-	if (fd != 0)
-		(void)sys(SYS_fcntl, fd, F_SETFD, 0); /* it is open: EBADF cannot happen */
-}
-
-static void inherit_all(void)
-{
-	inherit(control);
-	inherit(FD_LISTENER);
-	inherit(FD_EXITS);
-	inherit(memfd);
-	for (uint32_t i = 0; i < MAX_TASKS + execs_high; i++) {
-		struct task *t = i < tasks_high || i >= MAX_TASKS ? task_at(i) : NULL;
-		if (t == NULL || t->phase == PHASE_FREE)
-			continue;
-		inherit(t->pidfd);
-		inherit(t->tty_pipe);
-		for (enum add_fd b = 0; b < ADD_FD_COUNT; b++)
-			inherit(t->fd[b]);
-		if (i >= MAX_TASKS)
-			continue;
-		inherit(atomic_load(&log_at(i)->fd));
-		inherit(atomic_load(&log_at(i)->stream[0].fd));
-		inherit(atomic_load(&log_at(i)->stream[1].fd));
-	}
-	for (uint32_t i = 0; i < names_high; i++)
-		for (uint32_t at = name_at(i)->first; at != 0; at = kept_at(at - 1)->next)
-			inherit(kept_at(at - 1)->fd);
-}
 
 static long execute(char *argument)
 {
@@ -191,38 +170,31 @@ static void give_up(int error)
 	reexec_pending = false;
 	unwatch_close(&binary);
 	unwatch_close(&memfd);
-	writer_park(false);
-	if (request_serial == control_serial)
-		reply_failed(request_id, error);
+	writer_go_on();
+	reply_failed(asker, FAIL_REQUEST, 0, error);
 	control_resume();
 }
 
 static void change_over(void)
 {
-	char argument[12] = {0};
-	uint32_t n = 0;
+	char number[8] = {0};
 	int err = write_state();
-	if (err != 0) {
-		memfd = memfd < 0 ? 0 : memfd;
-		give_up(-err);
-		return;
+	if (err == 0) {
+		put_digits(number, sizeof number - 1, (uint64_t)memfd);
+		err = (int)execute(number);
 	}
-	for (uint32_t v = (uint32_t)memfd; v > 0; v /= 10)
-		n++;
-	for (uint32_t v = (uint32_t)memfd; v > 0; v /= 10)
-		argument[--n] = (char)('0' + v % 10);
-	inherit_all();
-	long failed = execute(argument);
-	(void)sys(SYS_close_range, 3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */); /* a child started later closes them anyway */
-	give_up((int)-failed);
+	(void)sys(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC); /* a child started later closes them anyway */
+	give_up(-err);
 }
 
+/* Nothing is half done. */
 static bool quiet(void)
 {
-	for (uint32_t i = 0; i < tasks_high; i++)
-		if (task_at(i)->phase == PHASE_CLOSING)
+	struct task *t;
+	for (uint32_t i = 0; (t = next_task(&i)) != NULL;)
+		if (t->reopening || (t->phase != PHASE_ADDED && t->phase != PHASE_RUNNING && t->phase != PHASE_EXITED))
 			return false;
-	return starts_in_flight == 0 && tasks_dying == 0 && tasks_reopening == 0 && !control_blocked();
+	return !control_blocked();
 }
 
 int reexec_begin(struct request *r)
@@ -236,25 +208,25 @@ int reexec_begin(struct request *r)
 		return err;
 	}
 	r->fds[0] = 0;
-	request_id = r->id;
-	request_serial = control_serial;
+	asker = r->from;
 	since = now();
 	reexec_pending = true;
-	return 0;
+	return ANSWERED; /* by the next image */
 }
 
 /* After every event while it is pending. */
 void reexec_go_on(void)
 {
-	bool late = now() - since >= QUIET_BOUND;
-	if (late)
+	if (now() - since >= QUIET_BOUND) {
 		give_up(EBUSY);
-	else if (!quiet())
+	} else if (!quiet()) {
+		writer_go_on(); /* what is half done may need it */
 		timer_within(20 * MS);
-	else if (writer_park(true), !writer_parked())
+	} else if (!writer_park()) {
 		timer_within(20 * MS);
-	else
+	} else {
 		change_over();
+	}
 }
 
 /* ---- reading, in the next image ---- */
@@ -321,10 +293,18 @@ static int get_pod(const struct state_pod *p)
 	control_uid = p->control_uid;
 	control_greeted = p->greeted;
 	booted = p->booted;
-	request_id = p->request;
-	request_serial = p->answer ? control_serial : control_serial - 1;
-	files_born_with(p->files_soft);
+	asker = (struct caller){p->request, p->answer ? control_serial : control_serial - 1};
+	files_limit.rlim_cur = p->files_soft;
 	return 0;
+}
+
+static int get_kept(const struct msg_name *m, const char *bytes, uint32_t size, bool more)
+{
+	int fds[STATE_FDS];
+	if (size > sizeof fds || memchr(m->name, 0, NAME_SIZE) == NULL)
+		return -EINVAL;
+	memcpy(fds, bytes, size);
+	return keep(m->name, fds, size / (uint32_t)sizeof *fds, more);
 }
 
 /* One record. Bodies of older writers are shorter: what is missing is zero. */
@@ -336,31 +316,21 @@ static int get(const struct state_record *r, const char *body)
 		struct state_bytes bytes;
 		struct msg_name name;
 	} u = {0};
-	int fds[256] = {0};
-	uint32_t head = r->type == STATE_BYTES ? sizeof u.bytes : sizeof u.name;
-	if (r->type == STATE_KEPT || r->type == STATE_KEPT_MORE || r->type == STATE_BYTES) {
-		if (r->size < head)
-			return -EINVAL;
-		memcpy(&u, body, head);
-		body += head;
-	} else {
-		memcpy(&u, body, r->size < sizeof u ? r->size : sizeof u);
-	}
+	bool kept = r->type == STATE_KEPT || r->type == STATE_KEPT_MORE;
+	uint32_t head = kept ? sizeof u.name : sizeof u.bytes; /* of what has a tail */
+	memcpy(&u, body, r->size < sizeof u ? r->size : sizeof u);
+	if ((kept || r->type == STATE_BYTES) && r->size < head)
+		return -EINVAL;
 	switch (r->type) {
 	case STATE_POD:
 		return get_pod(&u.pod);
 	case STATE_TASK:
 		return get_task(&u.task);
 	case STATE_BYTES:
-		return get_bytes(&u.bytes, body, r->size - head);
+		return get_bytes(&u.bytes, body + head, r->size - head);
 	case STATE_KEPT:
-	case STATE_KEPT_MORE: {
-		uint32_t size = r->size - head;
-		if (size > sizeof fds || memchr(u.name.name, 0, NAME_SIZE) == NULL)
-			return -EINVAL;
-		memcpy(fds, body, size);
-		return keep(u.name.name, fds, size / (uint32_t)sizeof *fds, r->type == STATE_KEPT_MORE);
-	}
+	case STATE_KEPT_MORE:
+		return get_kept(&u.name, body + head, r->size - head, r->type == STATE_KEPT_MORE);
 	default:
 		return 0;
 	}
@@ -410,10 +380,10 @@ int reexec_restore(int fd)
 		err = writer_start();
 	if (err != 0)
 		return (int)err;
-	for (uint32_t i = 0; i < tasks_high; i++)
-		if (task_at(i)->phase != PHASE_FREE)
-			writer_ask(i, LOG_OPEN);
-	if (request_serial == control_serial && control != 0)
-		reply(MSG_OK, request_id, NULL, 0, 0);
+	struct task *t;
+	for (uint32_t i = 0; (t = next_task(&i)) != NULL;)
+		if (!is_exec(t))
+			writer_ask(t->index, LOG_OPEN);
+	reply(asker, MSG_OK, "", 0, 0);
 	return 0;
 }

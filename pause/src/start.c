@@ -3,6 +3,7 @@
  * another pid namespace), runs its Program and ends in execve, while the supervisor goes on: the child's
  * progress stands in shared memory, and the end of a close-on-exec pipe says when to look at it.
  */
+#include <fcntl.h>
 #include <linux/sched.h>
 #include <poll.h>
 #include <sched.h>
@@ -35,11 +36,10 @@ struct birth {
 	int pidfd;
 };
 
-uint32_t starts_in_flight, starts_high;
+struct rlimit files_limit;
 
-static struct report *reports; /* MAX_STARTS, shared with all children */
-static struct rlimit files_before; /* RLIMIT_NOFILE that pause was born with, and its children shall have */
-static bool files_raised;
+static struct report *reports; /* one for each task, shared with all children */
+#define REPORTS_SIZE (sizeof *reports * (MAX_TASKS + MAX_EXECS))
 
 #ifdef PAUSE_SANITIZE
 #define JOINER_STACK (256u << 10)
@@ -50,28 +50,13 @@ COLD static char joiner_stack[JOINER_STACK] __attribute__((aligned(64)));
 
 int starts_init(void)
 {
-	long at = sys(SYS_mmap, 0, sizeof *reports * MAX_STARTS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	long at = sys(SYS_mmap, 0, REPORTS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (sys_failed(at))
 		return (int)at;
 	reports = (struct report *)at;
-	long err = sys(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &files_before);
-	if (sys_failed(err))
-		return (int)err;
-	struct rlimit all = {files_before.rlim_max, files_before.rlim_max};
-	if (files_before.rlim_cur != files_before.rlim_max)
-		files_raised = sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &all, 0) == 0;
-	return 0;
-}
-
-uint64_t files_soft_limit(void)
-{
-	return files_before.rlim_cur;
-}
-
-void files_born_with(uint64_t soft)
-{
-	files_before.rlim_cur = soft;
-	files_raised = soft != files_before.rlim_max;
+	long err = sys(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &files_limit);
+	struct rlimit all = {files_limit.rlim_max, files_limit.rlim_max};
+	return (int)(sys_failed(err) ? err : sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &all, 0));
 }
 
 /* ---- in the child ---- */
@@ -114,8 +99,8 @@ static long child_prologue(void)
 {
 	uint64_t none = 0;
 	long err = sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
-	if (!sys_failed(err) && files_raised)
-		err = sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &files_before, 0);
+	if (!sys_failed(err))
+		err = sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &files_limit, 0);
 	if (!sys_failed(err))
 		err = sys(SYS_rt_sigprocmask, SIG_SETMASK, &none, 0, 8);
 	return err;
@@ -156,7 +141,7 @@ static _Noreturn void reaper(struct report *r)
 		child_fail(r, FAIL_CLONE, err);
 	(void)sys(SYS_prctl, PR_SET_NAME, "reaper");
 	r->phase = REPORT_ENDED;
-	(void)sys(SYS_munmap, reports, sizeof *reports * MAX_STARTS);
+	(void)sys(SYS_munmap, reports, REPORTS_SIZE);
 	(void)sys(SYS_close_range, 0, ~0u, 0);
 	for (;;)
 		(void)sys(SYS_ppoll, 0, 0, 0, 0, 8); /* every signal that can be blocked is */
@@ -225,19 +210,6 @@ static void give_birth_elsewhere(struct birth *b)
 		(void)sys(SYS_waitid, P_PID, pid, &info, WEXITED, 0); /* it is our child and has exited */
 }
 
-static int start_slot(struct start **s)
-{
-	for (uint32_t i = 0; i < MAX_STARTS; i++) {
-		if (start_at(i)->state == START_FREE) {
-			*s = start_at(i);
-			if (i >= starts_high)
-				starts_high = i + 1;
-			return (int)i;
-		}
-	}
-	return -ENOSPC;
-}
-
 /* The task that a request starts: a new one for an exec or a reaper. */
 static int start_task(const struct msg_start *m, struct task **t)
 {
@@ -255,7 +227,7 @@ static int start_task(const struct msg_start *m, struct task **t)
 	return (*t)->phase == PHASE_ADDED ? 0 : -EALREADY;
 }
 
-/* Sorts out the descriptors of a request. What the child runs with is b->fds: the program and its own. */
+/* Sorts out the descriptors of a request: the Program, cgroup, pidfd, and those of the Program. */
 static int start_fds(const struct request *r, struct birth *b)
 {
 	uint32_t flags = b->start->flags, have = r->nfds, at = (flags & START_REAPER) == 0;
@@ -274,153 +246,92 @@ static int start_fds(const struct request *r, struct birth *b)
 	return 0;
 }
 
-static void fail_start(struct start *s, enum fail_stage stage, uint32_t index, int error)
-{
-	s->failed = true;
-	s->failure = (struct msg_failed){.stage = stage, .index = index, .error = error};
-}
-
-/* The start is decided: tell, and forget the slot once that is out. */
-static void answer(struct start *s)
-{
-	struct task *t = task_at(s->task);
-	struct msg_started m = {.pid = t->pid};
-	int err = -EPIPE;
-	if (s->serial == control_serial) {
-		if (s->failed)
-			err = control_send(MSG_FAILED, s->id, &s->failure, sizeof s->failure, NULL, 0);
-		else
-			err = control_send(MSG_STARTED, s->id, &m, sizeof m, &t->pidfd, 1);
-	}
-	s->state = err == -EAGAIN ? START_ANSWERS : START_FREE;
-	if (!s->failed) {
-		t->answering = s->state == START_ANSWERS;
-		if (!t->answering)
-			(void)exit_tell(t);
-	}
-}
-
-void starts_answer(void)
-{
-	for (uint32_t i = 0; i < starts_high; i++)
-		if (start_at(i)->state == START_ANSWERS)
-			answer(start_at(i));
-}
-
-static void start_end(struct start *s)
-{
-	unwatch_close(&s->pipe);
-	starts_in_flight--;
-}
-
 /* Nothing came to life: the container may be started again, an exec is forgotten. */
-static void start_undo(struct start *s)
+static int start_failed(struct task *t, enum fail_stage stage, uint32_t index, int error)
 {
-	struct task *t = task_at(s->task);
+	struct caller starter = t->starter;
+	unwatch_close(&t->start_pipe);
 	unwatch_close(&t->pidfd);
 	t->pid = 0;
 	t->phase = PHASE_ADDED;
-	if (s->task >= MAX_TASKS)
+	if (is_exec(t))
 		task_free(t);
-	start_end(s);
-	answer(s);
+	reply_failed(starter, stage, index, error);
+	return ANSWERED;
 }
 
 int start(struct request *r)
 {
-	struct start *s;
 	struct task *t;
 	int ends[2];
 	struct birth b = {.start = &r->body.start};
-	int slot = start_slot(&s);
-	int err = slot < 0 ? slot : start_fds(r, &b);
+	int err = start_fds(r, &b);
 	if (err == 0)
-		err = (int)sys(SYS_pipe2, ends, 02000000 /* O_CLOEXEC */);
+		err = start_task(b.start, &t);
 	if (err != 0)
 		return err;
-	err = start_task(b.start, &t);
-	if (err != 0) {
-		(void)sys(SYS_close, ends[0]);
-		(void)sys(SYS_close, ends[1]);
-		return err;
-	}
-	b.report = &reports[slot];
-	memset((void *)b.report, 0, sizeof *b.report);
+	t->starter = r->from;
+	err = (int)sys(SYS_pipe2, ends, O_CLOEXEC);
+	if (err != 0)
+		return start_failed(t, FAIL_CLONE, 0, -err);
+	t->phase = PHASE_STARTING;
+	t->start_pipe = ends[0];
 	b.pipe = ends[1];
+	b.report = &reports[t->index];
+	memset((void *)b.report, 0, sizeof *b.report);
 	b.args.flags |= CLONE_PIDFD | b.start->clone_flags;
 	if ((b.start->flags & START_REAPER) != 0)
 		b.args.flags |= CLONE_NEWPID;
 	b.args.exit_signal = SIGCHLD;
 	b.args.pidfd = (uint64_t)(uintptr_t)&b.pidfd;
-	*s = (struct start){.state = START_RUNS, .id = r->id, .serial = control_serial, .task = t->index, .pipe = ends[0]};
 	if (b.join != 0)
 		give_birth_elsewhere(&b);
 	else
 		give_birth(&b);
 	(void)sys(SYS_close, ends[1]);
-	t->phase = PHASE_STARTING;
-	t->slot = (uint32_t)slot;
-	t->reaper = (b.start->flags & START_REAPER) != 0;
-	starts_in_flight++;
-	if (sys_failed(b.pid)) {
-		fail_start(s, FAIL_CLONE, 0, (int)-b.pid);
-		start_undo(s);
-		return 0;
-	}
+	if (sys_failed(b.pid))
+		return start_failed(t, FAIL_CLONE, 0, (int)-b.pid);
 	t->pid = (int)b.pid;
 	t->pidfd = b.pidfd;
-	if (watch(s->pipe, EPOLLIN, EV_REPORT, (uint32_t)slot) != 0 || watch(t->pidfd, EPOLLIN, EV_PIDFD, t->index) != 0) {
+	if (watch(t->start_pipe, EPOLLIN, EV_REPORT, t->index) != 0 || watch(t->pidfd, EPOLLIN, EV_PIDFD, t->index) != 0) {
 		siginfo_t info; /* out of kernel memory */
 		(void)sys(SYS_pidfd_send_signal, t->pidfd, SIGKILL, 0, 0);
 		(void)sys(SYS_waitid, P_PIDFD, t->pidfd, &info, WEXITED, 0);
-		fail_start(s, FAIL_CLONE, 0, ENOMEM);
-		start_undo(s);
+		return start_failed(t, FAIL_CLONE, 0, ENOMEM);
 	}
-	return 0;
+	return ANSWERED;
 }
 
-void start_report(uint32_t slot)
+/* The process is alive: its execve has succeeded, or it needs none. */
+static bool started(struct task *t)
 {
-	unwatch(start_at(slot)->pipe);
-	start_at(slot)->ended = true;
-	start_judge(slot);
-}
-
-/* Looks at the child and at what it reported. Undecided starts are looked at again when the child dies. */
-void start_judge(uint32_t slot)
-{
-	struct start *s = start_at(slot);
-	const struct report *r = &reports[slot];
-	struct task *t = task_at(s->task);
-	int32_t status = 0;
-	if (s->state != START_RUNS)
-		return;
-	bool dead = task_reap(t, &status);
-	bool executed = r->phase == REPORT_EXECS || r->phase == REPORT_ENDED;
-	if (r->phase == REPORT_FAILED || !executed) {
-		if (dead && r->phase == REPORT_FAILED)
-			fail_start(s, r->stage, r->index, r->error);
-		else if (dead)
-			fail_start(s, FAIL_KILLED, r->index, status);
-		if (dead)
-			start_undo(s);
-		else
-			timer_within(10 * MS); /* it is dying, or its Program closed the pipe too early */
-		return;
-	}
-	if (!dead && !s->ended)
-		return;
+	struct msg_started m = {.pid = t->pid};
+	uint32_t phase = reports[t->index].phase;
+	if (phase != REPORT_EXECS && phase != REPORT_ENDED)
+		return false;
+	unwatch_close(&t->start_pipe);
 	t->phase = PHASE_RUNNING;
-	start_end(s);
-	answer(s);
-	if (dead)
-		task_exited(t, status);
+	reply(t->starter, MSG_STARTED, &m, sizeof m, t->pidfd);
+	return true;
 }
 
-/* A Program that closed the pipe by itself is noticed here when it reaches its execve. */
-void starts_tick(void)
+/* The pipe has ended. Without an execve the child is dying, or its Program has closed what it must not: then it shall. */
+void start_report(struct task *t)
 {
-	for (uint32_t i = 0; i < starts_high; i++)
-		if (start_at(i)->state == START_RUNS && start_at(i)->ended)
-			start_judge(i);
+	if (started(t))
+		return;
+	unwatch_close(&t->start_pipe);
+	(void)sys(SYS_pidfd_send_signal, t->pidfd, SIGKILL, 0, 0);
+}
+
+/* A process that was being started is dead. */
+void start_died(struct task *t, int32_t status)
+{
+	const struct report *r = &reports[t->index];
+	if (started(t))
+		task_exited(t, status);
+	else if (r->phase == REPORT_FAILED)
+		(void)start_failed(t, r->stage, r->index, r->error);
+	else
+		(void)start_failed(t, FAIL_KILLED, r->index, status);
 }

@@ -21,9 +21,11 @@ enum state_type {
 	STATE_POD = 1,
 	STATE_TASK = 2,
 	STATE_BYTES = 3,     /* struct state_bytes and the bytes */
-	STATE_KEPT = 4,	     /* struct msg_name and descriptor numbers, at most 256 */
+	STATE_KEPT = 4,	     /* struct msg_name and descriptor numbers, at most STATE_FDS */
 	STATE_KEPT_MORE = 5, /* more of the same name */
 };
+
+#define STATE_FDS 256u
 
 struct state_record {
 	uint32_t type, size; /* bytes of the body */

@@ -11,7 +11,6 @@
 #include "pause.h"
 
 uint32_t tasks_high, execs_high;
-uint32_t tasks_dying, tasks_reopening;
 struct exit_record *exits;
 uint32_t exit_slots;
 
@@ -32,20 +31,27 @@ int exits_init(void)
 	return 0;
 }
 
-static bool is_exec(const struct task *t)
+/* The next task in use from index *i on, which is moved behind it; NULL: no more. */
+struct task *next_task(uint32_t *i)
 {
-	return t->index >= MAX_TASKS;
+	for (;;) {
+		if (*i >= tasks_high && *i < MAX_TASKS)
+			*i = MAX_TASKS;
+		if (*i >= MAX_TASKS + execs_high)
+			return NULL;
+		struct task *t = task_at((*i)++);
+		if (t->phase != PHASE_FREE)
+			return t;
+	}
 }
 
 struct task *task_find(uint64_t id)
 {
-	for (uint32_t i = 0; i < tasks_high; i++)
-		if (task_at(i)->id == id && task_at(i)->phase != PHASE_FREE && task_at(i)->phase != PHASE_CLOSING)
-			return task_at(i);
-	for (uint32_t i = MAX_TASKS; i < MAX_TASKS + execs_high; i++)
-		if (task_at(i)->id == id && task_at(i)->phase != PHASE_FREE)
-			return task_at(i);
-	return NULL;
+	struct task *t;
+	for (uint32_t i = 0; (t = next_task(&i)) != NULL;)
+		if (t->id == id && t->phase != PHASE_CLOSING)
+			break;
+	return t;
 }
 
 static struct task *container_find(uint64_t id)
@@ -101,10 +107,9 @@ static int take(const struct msg_add *m, struct request *r, uint32_t *n, enum ad
 
 static int add_check(const struct msg_add *m, const struct request *r)
 {
-	uint32_t stdio = m->fds & (1u << ADD_STDOUT | 1u << ADD_STDERR);
-	if (m->task == 0 || m->flags != 0 || (m->fds & ~((1u << ADD_FD_COUNT) - 1)) != 0 || m->line_max > MAX_LINE)
-		return -EINVAL;
-	if ((m->fds & 1u << ADD_TTY) != 0 && stdio != 0)
+	const struct task *t;
+	bool terminal = (m->fds & 1u << ADD_TTY) != 0, pipes = (m->fds & (1u << ADD_STDOUT | 1u << ADD_STDERR)) != 0;
+	if (m->task == 0 || m->flags != 0 || (m->fds & ~((1u << ADD_FD_COUNT) - 1)) != 0 || m->line_max > MAX_LINE || (terminal && pipes))
 		return -EINVAL;
 	if ((uint32_t)__builtin_popcount(m->fds) != r->nfds)
 		return -EBADMSG;
@@ -112,8 +117,8 @@ static int add_check(const struct msg_add *m, const struct request *r)
 		return -ERANGE;
 	if (task_find(m->task) != NULL)
 		return -EEXIST;
-	for (uint32_t i = 0; i < tasks_high; i++)
-		if (task_at(i)->phase != PHASE_FREE && task_at(i)->phase != PHASE_CLOSING && task_at(i)->exit_slot == m->exit_slot)
+	for (uint32_t i = 0; (t = next_task(&i)) != NULL;)
+		if (!is_exec(t) && t->phase != PHASE_CLOSING && t->exit_slot == m->exit_slot)
 			return -EBUSY;
 	return 0;
 }
@@ -157,9 +162,9 @@ int task_remove(uint64_t id)
 		return -ENOENT;
 	if (t->phase != PHASE_ADDED && t->phase != PHASE_EXITED)
 		return -EBUSY;
-	if (t->reopen_id != 0)
+	if (t->reopening)
 		return -EBUSY;
-	terminal_close(t);
+	unwatch_close(&t->tty_pipe);
 	for (enum add_fd b = 0; b < ADD_FD_COUNT; b++)
 		unwatch_close(&t->fd[b]);
 	if (exits[t->exit_slot].task != 0)
@@ -190,48 +195,40 @@ int task_reopen(struct request *r)
 		return -ENOENT;
 	if (r->nfds != 1)
 		return -EBADMSG;
-	if (t->reopen_id != 0)
+	if (t->reopening)
 		return -EBUSY;
-	t->reopen_id = r->id;
-	t->reopen_serial = control_serial;
+	t->reopening = true;
+	t->reopener = r->from;
 	t->reopen_since = now();
-	t->reopen_error = 0;
-	tasks_reopening++;
 	atomic_store(&log_at(t->index)->newfd, r->fds[0]);
 	r->fds[0] = 0;
 	writer_ask(t->index, LOG_SWITCH);
 	timer_within(REOPEN_BOUND);
-	return 0;
+	return ANSWERED;
 }
 
-static void reopen_answer(struct task *t, int error)
+/* True once after the writer has told it. */
+static bool told(const struct task *t, uint32_t what)
 {
-	struct msg_failed f = {.stage = FAIL_REQUEST, .error = error};
-	int err = -EPIPE;
-	if (t->reopen_serial == control_serial)
-		err = control_send(error != 0 ? MSG_FAILED : MSG_OK, t->reopen_id, &f, error != 0 ? sizeof f : 0, NULL, 0);
-	if (err == -EAGAIN)
-		return; /* control_flush comes back to it */
-	t->reopen_id = 0;
-	t->reopen_done = false;
-	tasks_reopening--;
+	return (atomic_fetch_and(&log_at(t->index)->told, ~what) & what) != 0;
 }
 
+/* Answers a REOPEN when the writer has switched, or has not looked in time: then the old file stays. */
 static void reopen_look(struct task *t)
 {
-	struct log *l = log_at(t->index);
-	if ((atomic_fetch_and(&l->told, ~LOG_SWITCH) & LOG_SWITCH) != 0)
-		t->reopen_done = true;
-	if (!t->reopen_done && now() - t->reopen_since >= REOPEN_BOUND) {
-		int fd = atomic_exchange(&l->newfd, 0);
-		if (fd != 0) { /* the writer has not seen it: the old file stays */
-			(void)sys(SYS_close, fd);
-			t->reopen_done = true;
-			t->reopen_error = ETIMEDOUT;
-		}
+	int refused = 0;
+	if (!t->reopening)
+		return;
+	if (told(t, LOG_SWITCH)) {
+		reply(t->reopener, MSG_OK, "", 0, 0);
+	} else if (now() - t->reopen_since < REOPEN_BOUND || (refused = atomic_exchange(&log_at(t->index)->newfd, 0)) == 0) {
+		timer_within(50 * MS);
+		return;
+	} else {
+		(void)sys(SYS_close, refused);
+		reply_failed(t->reopener, FAIL_REQUEST, 0, ETIMEDOUT);
 	}
-	if (t->reopen_done)
-		reopen_answer(t, t->reopen_error);
+	t->reopening = false;
 }
 
 bool task_reap(struct task *t, int32_t *status)
@@ -246,31 +243,56 @@ bool task_reap(struct task *t, int32_t *status)
 	return true;
 }
 
+/* Tells an exit if somebody listens; exit_told hears when it is out. */
+static void exit_tell(struct task *t)
+{
+	struct caller listener_now = {0, control_serial};
+	if (t->untold && control_greeted)
+		reply(listener_now, MSG_EXITED, &t->record, sizeof t->record, 0);
+}
+
+void exits_tell(void)
+{
+	struct task *t;
+	for (uint32_t i = 0; (t = next_task(&i)) != NULL;)
+		exit_tell(t);
+}
+
+/* An exec is forgotten then, a container needs its descriptors no more. */
+void exit_told(uint64_t id)
+{
+	struct task *t = task_find(id);
+	t->untold = false;
+	if (is_exec(t)) {
+		task_free(t);
+		return;
+	}
+	unwatch_close(&t->pidfd);
+	for (enum add_fd b = ADD_STDIN; b < ADD_FD_COUNT; b++)
+		unwatch_close(&t->fd[b]);
+}
+
+static void exit_set(struct task *t)
+{
+	t->record.written = EXIT_WRITTEN;
+	t->phase = PHASE_EXITED;
+	t->untold = true;
+	exit_tell(t);
+}
+
 /* A running process has been reaped. */
 void task_exited(struct task *t, int32_t status)
 {
 	unwatch(t->pidfd);
 	t->record = (struct exit_record){.task = t->id, .time_ns = wall_time(), .status = status};
-	t->since = now();
 	if (is_exec(t)) {
-		t->record.written = EXIT_WRITTEN;
-		t->phase = PHASE_EXITED;
-		t->untold = true;
-		(void)exit_tell(t);
+		exit_set(t);
 		return;
 	}
+	t->since = now();
 	t->phase = PHASE_KILLING;
 	t->kill_step = KILL_BEGIN;
-	tasks_dying++;
 	task_advance(t);
-}
-
-/* Closes what an exited container needs no more. */
-static void task_let_go(struct task *t)
-{
-	unwatch_close(&t->pidfd);
-	for (enum add_fd b = ADD_STDIN; b < ADD_FD_COUNT; b++)
-		unwatch_close(&t->fd[b]);
 }
 
 /* The record is complete in memory before anybody is told. */
@@ -279,84 +301,42 @@ static void task_record(struct task *t)
 	struct exit_record *r = &exits[t->exit_slot];
 	t->record.dropped = atomic_load(&log_at(t->index)->dropped);
 	t->record.oom_kills = leaf_oom_kills(t);
-	t->record.written = 0;
 	memcpy(r, &t->record, sizeof *r);
 	__atomic_store_n(&r->written, EXIT_WRITTEN, __ATOMIC_RELEASE);
-	t->record.written = EXIT_WRITTEN;
-	t->phase = PHASE_EXITED;
-	t->untold = true;
-	tasks_dying--;
-	if (!t->answering)
-		task_let_go(t);
-	(void)exit_tell(t);
-}
-
-static void task_drain(struct task *t)
-{
-	terminal_drain(t);
-	t->phase = PHASE_DRAINING;
-	t->since = now();
-	if (writer_stuck || !writer_open_streams(t->index)) {
-		t->record.flags |= writer_stuck ? EXIT_LOG_BEHIND : 0;
-		task_record(t);
-		return;
-	}
-	writer_ask(t->index, LOG_DRAIN);
-	timer_within(DRAIN_BOUND);
+	exit_set(t);
 }
 
 /* Takes a dying task as far as it gets now; the leaf's descriptor, the writer or a tick brings it back here. */
 void task_advance(struct task *t)
 {
+	uint64_t age = now() - t->since;
 	if (t->phase == PHASE_KILLING) {
-		bool late = now() - t->since >= EMPTY_BOUND;
 		bool gone = leaf_gone(t);
-		if (!gone && !late)
+		if (!gone && age < EMPTY_BOUND) {
+			timer_within(age < 50 * MS ? 2 * MS : 20 * MS);
 			return;
-		if (!gone)
-			t->record.flags |= EXIT_POPULATED;
-		task_drain(t);
-	} else if (t->phase == PHASE_DRAINING) {
-		bool done = (atomic_fetch_and(&log_at(t->index)->told, ~LOG_DRAIN) & LOG_DRAIN) != 0;
-		if (!done && !writer_stuck && now() - t->since < DRAIN_BOUND)
+		}
+		t->record.flags |= gone ? 0 : EXIT_POPULATED;
+		if (t->fd[ADD_EVENTS] != 0)
+			unwatch(t->fd[ADD_EVENTS]);
+		terminal_drain(t);
+		t->phase = PHASE_DRAINING;
+		t->since = now();
+		age = 0;
+		if (writer_open_streams(t->index))
+			writer_ask(t->index, LOG_DRAIN);
+		else
+			task_record(t);
+	}
+	if (t->phase == PHASE_DRAINING) {
+		bool done = told(t, LOG_DRAIN);
+		if (!done && !writer_stuck && age < DRAIN_BOUND) {
+			timer_within(DRAIN_BOUND - age);
 			return;
-		if (!done)
-			t->record.flags |= EXIT_LOG_BEHIND;
+		}
+		t->record.flags |= done ? 0 : EXIT_LOG_BEHIND;
 		task_record(t);
 	}
-}
-
-/* Tells an exit if somebody listens; an exec is forgotten then. */
-bool exit_tell(struct task *t)
-{
-	struct msg_exited m = {.record = t->record};
-	if (!t->untold || t->answering || !control_greeted)
-		return true;
-	int err = control_send(MSG_EXITED, 0, &m, sizeof m, NULL, 0);
-	if (err == -EAGAIN)
-		return false;
-	if (err != 0)
-		return true; /* the next connection will hear it */
-	t->untold = false;
-	if (is_exec(t))
-		task_free(t);
-	else
-		task_let_go(t);
-	return true;
-}
-
-/* Sends what is owed, until the connection is full. */
-void tasks_answer(void)
-{
-	for (uint32_t i = 0; i < tasks_high; i++) {
-		if (task_at(i)->reopen_id != 0)
-			reopen_look(task_at(i));
-		if (!exit_tell(task_at(i)))
-			return;
-	}
-	for (uint32_t i = MAX_TASKS; i < MAX_TASKS + execs_high; i++)
-		if (!exit_tell(task_at(i)))
-			return;
 }
 
 static void task_closed(struct task *t)
@@ -364,7 +344,7 @@ static void task_closed(struct task *t)
 	struct log *l = log_at(t->index);
 	if (t->phase != PHASE_CLOSING || (atomic_load(&l->told) & LOG_CLOSE) == 0)
 		return;
-	writer_forget(t->index);
+	memset((void *)l, 0, sizeof *l); /* the writer knows it no more */
 	task_free(t);
 }
 
@@ -373,34 +353,19 @@ void tasks_told(void)
 	for (uint32_t word = 0; word < MAX_TASKS / 32; word++) {
 		for (uint32_t bits = writer_told(word); bits != 0; bits &= bits - 1) {
 			struct task *t = task_at(word * 32 + (uint32_t)__builtin_ctz(bits));
-			if (t->reopen_id != 0)
-				reopen_look(t);
+			reopen_look(t);
 			task_advance(t);
 			task_closed(t);
 		}
 	}
 }
 
-/* How long until a dying task is looked at again: a leaf is polled often at first. */
-static uint64_t patience(const struct task *t)
-{
-	uint64_t age = now() - t->since;
-	if (t->phase == PHASE_DRAINING)
-		return age < DRAIN_BOUND ? DRAIN_BOUND - age : MS;
-	return age < 50 * MS ? 2 * MS : 20 * MS;
-}
-
 void tasks_tick(void)
 {
-	for (uint32_t i = 0; i < tasks_high && tasks_dying + tasks_reopening != 0; i++) {
-		struct task *t = task_at(i);
-		if (t->reopen_id != 0)
-			reopen_look(t);
-		if (t->reopen_id != 0)
-			timer_within(50 * MS);
+	struct task *t;
+	for (uint32_t i = 0; (t = next_task(&i)) != NULL;) {
+		reopen_look(t);
 		task_advance(t);
-		if (t->phase == PHASE_KILLING || t->phase == PHASE_DRAINING)
-			timer_within(patience(t));
 	}
 }
 

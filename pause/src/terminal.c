@@ -2,9 +2,9 @@
  * terminal.c - output of containers with a terminal: the supervisor moves it from the master of the pty
  * into a pipe that the writer reads like any other, and stops reading while that pipe is full.
  */
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 
 #include "pause.h"
 
@@ -22,19 +22,16 @@ static int listen_to(struct task *t, int master, int pipe)
 int terminal_open(struct task *t, int master, int *output)
 {
 	int ends[2];
-	long flags = sys(SYS_fcntl, master, 3 /* F_GETFL */);
-	if (sys_failed(flags))
-		return (int)flags;
-	long err = sys(SYS_fcntl, master, 4 /* F_SETFL */, flags | 04000 /* O_NONBLOCK */);
-	if (!sys_failed(err))
-		err = sys(SYS_pipe2, ends, 02004000 /* O_CLOEXEC | O_NONBLOCK */);
-	if (sys_failed(err))
-		return (int)err;
+	int err = set_nonblocking(master);
+	if (err == 0)
+		err = (int)sys(SYS_pipe2, ends, O_CLOEXEC | O_NONBLOCK);
+	if (err != 0)
+		return err;
 	err = listen_to(t, master, ends[1]);
 	if (err != 0) {
 		unwatch_close(&ends[1]);
 		(void)sys(SYS_close, ends[0]);
-		return (int)err;
+		return err;
 	}
 	t->tty_pipe = ends[1];
 	*output = ends[0];
@@ -85,10 +82,5 @@ void terminal_drain(struct task *t)
 		return;
 	t->tty_full = false;
 	terminal_event(t);
-	terminal_close(t);
-}
-
-void terminal_close(struct task *t)
-{
 	unwatch_close(&t->tty_pipe);
 }

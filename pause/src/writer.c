@@ -3,6 +3,7 @@
  * disk delays nothing else. The supervisor asks through bits in memory and an eventfd, and is told the same
  * way; it never waits. If one write hangs too long the supervisor empties full pipes itself.
  */
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -21,10 +22,8 @@ static int epoll, wake, tell;	  /* eventfds: to the writer, to the supervisor */
 static int discards[2];		  /* pipe of descriptor numbers to close */
 static _Atomic uint32_t asked_words[MAX_TASKS / 32], told_words[MAX_TASKS / 32];
 static _Atomic uint64_t busy_since; /* now() when a write began, 0: none */
-static _Atomic uint64_t writes;	    /* ever begun */
-static _Atomic bool watched;	    /* the supervisor's timer looks at these */
-static _Atomic bool park_asked, parked;
-static uint64_t writes_seen;
+static _Atomic bool watched;	    /* the supervisor's timer looks at it */
+static _Atomic enum { RUNS, PARK_ASKED, PARKED } state; /* the writer's only change is from PARK_ASKED to PARKED */
 
 #ifdef PAUSE_SANITIZE
 static char stack[1 << 20] __attribute__((aligned(4096)));
@@ -49,7 +48,6 @@ void writer_busy(bool busy)
 		return;
 	}
 	atomic_store(&busy_since, now());
-	atomic_fetch_add(&writes, 1);
 	if (!atomic_exchange(&watched, true))
 		ring(tell); /* the supervisor sets its timer */
 }
@@ -84,11 +82,12 @@ static void open_streams(uint32_t index)
 /* Reads until nothing is left, within bounds. */
 static void read_stream(uint32_t index, uint32_t s, uint32_t reads)
 {
-	while (reads-- > 0 && atomic_load(&log_at(index)->stream[s].fd) != 0)
-		if (!log_turn(index, s))
-			break;
-	if (log_at(index)->stream[s].ended)
-		log_close_stream(log_at(index), s, epoll);
+	struct log *l = log_at(index);
+	enum log_turn turn = LOG_MORE;
+	while (reads-- > 0 && turn == LOG_MORE && atomic_load(&l->stream[s].fd) != 0)
+		turn = log_turn(index, s);
+	if (turn == LOG_END)
+		log_close_stream(l, s, epoll);
 }
 
 static void serve(uint32_t index)
@@ -138,24 +137,25 @@ static bool close_discarded(void)
 static void park(void)
 {
 	uint64_t rung;
+	int asked = PARK_ASKED;
 	while (close_discarded())
 		;
-	atomic_store(&parked, true);
+	if (!atomic_compare_exchange_strong(&state, &asked, PARKED))
+		return;
 	ring(tell);
-	while (atomic_load(&park_asked))
+	while (atomic_load(&state) == PARKED)
 		(void)sys(SYS_read, wake, &rung, sizeof rung); /* blocks */
-	atomic_store(&parked, false);
 }
 
 static void serve_all(void)
 {
 	uint64_t rung;
 	(void)sys(SYS_read, wake, &rung, sizeof rung);
+	if (atomic_load(&state) == PARK_ASKED)
+		park();
 	for (uint32_t w = 0; w < MAX_TASKS / 32; w++)
 		for (uint32_t bits = atomic_exchange(&asked_words[w], 0); bits != 0; bits &= bits - 1)
 			serve(w * 32 + (uint32_t)__builtin_ctz(bits));
-	if (atomic_load(&park_asked))
-		park();
 }
 
 static void *writer(void *unused)
@@ -221,9 +221,8 @@ static void set_stream(struct stream *st, int fd)
 {
 	if (fd == 0)
 		return;
-	long flags = sys(SYS_fcntl, fd, 3 /* F_GETFL */), size = sys(SYS_fcntl, fd, 1032 /* F_GETPIPE_SZ */);
-	if (!sys_failed(flags)) /* an end of its own: the container's is another open file */
-		(void)sys(SYS_fcntl, fd, 4 /* F_SETFL */, flags | EFD_NONBLOCK);
+	(void)set_nonblocking(fd); /* an end of its own: the container's is another open file */
+	long size = sys(SYS_fcntl, fd, F_GETPIPE_SZ);
 	st->capacity = sys_failed(size) ? 0 : (uint32_t)size;
 	atomic_store(&st->fd, fd);
 }
@@ -240,12 +239,6 @@ void writer_prepare(uint32_t index, int out, int err, uint32_t line_max)
 bool writer_open_streams(uint32_t index)
 {
 	return atomic_load(&log_at(index)->stream[0].fd) != 0 || atomic_load(&log_at(index)->stream[1].fd) != 0;
-}
-
-/* The writer has closed everything of a log and knows it no more. */
-void writer_forget(uint32_t index)
-{
-	memset((void *)log_at(index), 0, sizeof *log_at(index));
 }
 
 uint32_t writer_told(uint32_t word)
@@ -281,19 +274,16 @@ static void empty_pipe(struct log *l, struct stream *st)
 	log_read_done(l);
 }
 
-/* Only while the writer's timer runs: notices that it hangs in one write, and does without it meanwhile. */
+/* Only while the writer writes: notices that it hangs in one write, and does without it meanwhile. */
 void writer_tick(void)
 {
-	if (!atomic_load(&watched))
+	if (!atomic_exchange(&watched, false))
 		return;
-	uint64_t began = atomic_load(&busy_since), count = atomic_load(&writes);
+	uint64_t began = atomic_load(&busy_since);
 	writer_stuck = began != 0 && now() - began >= STALL_BOUND;
-	if (began == 0 && count == writes_seen) { /* it rests: so does the timer */
-		atomic_store(&watched, false);
-		if (atomic_load(&busy_since) == 0 || atomic_exchange(&watched, true))
-			return;
-	}
-	writes_seen = count;
+	if (began == 0)
+		return; /* the next write rings again */
+	atomic_store(&watched, true);
 	timer_within(writer_stuck ? 20 * MS : STALL_BOUND / 5);
 	for (uint32_t i = 0; i < tasks_high && writer_stuck; i++) {
 		empty_pipe(log_at(i), &log_at(i)->stream[0]);
@@ -307,14 +297,17 @@ void writer_discard(int fd)
 		(void)sys(SYS_close, fd);
 }
 
-void writer_park(bool stop)
+/* Makes the writer stop between two lines. True when it has; an answer of false is repeated by EV_WRITER. */
+bool writer_park(void)
 {
-	atomic_store(&park_asked, stop);
-	if (writer_runs)
+	int runs = RUNS;
+	if (writer_runs && atomic_compare_exchange_strong(&state, &runs, PARK_ASKED))
 		ring(wake);
+	return !writer_runs || atomic_load(&state) == PARKED;
 }
 
-bool writer_parked(void)
+void writer_go_on(void)
 {
-	return !writer_runs || atomic_load(&parked);
+	if (atomic_exchange(&state, RUNS) == PARKED)
+		ring(wake);
 }
