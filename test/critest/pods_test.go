@@ -1,7 +1,9 @@
 package critest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -320,11 +322,19 @@ func TestPodCgroupParent(t *testing.T) {
 			check(t, d)
 			p := runPod(t, d, func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = row.parent })
 			c := p.start(t, idle)
-			for _, id := range []string{p.id, c.id} {
-				for _, point := range points {
-					if _, err := os.Stat(filepath.Join(p.cgroup(point, row.is), id)); err != nil {
-						t.Error(err)
-					}
+			var leaves []string
+			for _, point := range points {
+				leaves = append(leaves, filepath.Join(p.cgroup(point, row.is), p.id), filepath.Join(p.cgroup(point, row.is), c.id))
+			}
+			for _, leaf := range leaves {
+				if _, err := os.Stat(leaf); err != nil {
+					t.Error(err)
+				}
+			}
+			p.remove(t)
+			for _, leaf := range leaves { // not all are where the oracle looks
+				if _, err := os.Stat(leaf); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s is left: %v", leaf, err)
 				}
 			}
 		})

@@ -86,8 +86,7 @@ func heldNamespaces(c *config) ([]string, error) {
 	ours[os.Getpid()] = true
 	var lines []string
 	for _, p := range all {
-		named := slices.ContainsFunc(p.names, func(name string) bool { return slices.Contains(c.names, name) })
-		if !ours[p.pid] && !named {
+		if !ours[p.pid] && !c.looksFor(p) {
 			continue
 		}
 		prefix := ""

@@ -117,10 +117,13 @@ func Without(kinds ...Kind) Option {
 func Files(dirs ...string) Option { return func(c *config) { c.dirs = append(c.dirs, dirs...) } }
 
 // Processes adds names of programs that are looked for on the whole machine, besides "criserver" and "pause" and
-// besides the descendants of the test process.
+// besides the descendants of the test process. AnyProgram is for who has a pid namespace alone.
 func Processes(names ...string) Option {
 	return func(c *config) { c.names = append(c.names, names...) }
 }
+
+// AnyProgram stands for every name in Processes.
+const AnyProgram = "*"
 
 // Match restricts the kinds that everybody on the machine shares (all but files, descriptors and goroutines) to lines
 // that match the regular expression. Descendants of the test process are looked at all the same.
@@ -141,6 +144,11 @@ const PortmapResidue = `^table (ip|ip6|inet) cni_(hostport|plugins_masquerade)( 
 
 // Within sets how long what ends may take to be gone, instead of ten seconds.
 func Within(d time.Duration) Option { return func(c *config) { c.wait = d } }
+
+// looksFor says whether p is wanted by one of its names.
+func (c *config) looksFor(p proc) bool {
+	return slices.Contains(c.names, AnyProgram) || slices.ContainsFunc(p.names, func(name string) bool { return slices.Contains(c.names, name) })
+}
 
 func configure(opts []Option) *config {
 	c := &config{kinds: Kinds, names: []string{"criserver", "pause"}, wait: 10 * time.Second}

@@ -324,6 +324,19 @@ func must(t *testing.T, err error) {
 	}
 }
 
+func TestAnyProgramIsLookedFor(t *testing.T) {
+	for names, want := range map[string]int{AnyProgram: 1, "another": 0} {
+		r := &recorder{TB: t}
+		Check(r, Only(Process), Match(mine), Processes(names), Within(50*time.Millisecond))
+		undo := leakDaemon(t)
+		report := r.finish()
+		undo()
+		if len(report) != want {
+			t.Errorf("looking for %q: the report is %q", names, report)
+		}
+	}
+}
+
 func TestWhatDisappearsIsReportedToo(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "precious")

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -33,11 +32,10 @@ func processes(c *config) ([]string, error) {
 	ours := lineage(all)
 	var lines []string
 	for _, p := range all {
-		wanted := slices.ContainsFunc(p.names, func(name string) bool { return slices.Contains(c.names, name) })
 		prefix := ""
 		if ours[p.pid] {
 			prefix = ownChild
-		} else if !wanted {
+		} else if !c.looksFor(p) {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf("%spid %d started at %s: %s", prefix, p.pid, p.start, p.command))
