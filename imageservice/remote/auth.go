@@ -4,7 +4,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"strings"
 )
@@ -17,6 +19,33 @@ type Auth struct {
 	ServerAddress string // URL or host that the credentials are for; empty: the registry of the reference
 	IdentityToken string // exchanged for access tokens at the token server
 	RegistryToken string // sent as it is, as a bearer token
+}
+
+// maxToken bounds the response of a token server, in bytes.
+const maxToken = 1 << 20
+
+// tokenTransport is for a library that reads what a token server sends whole, however long it is.
+type tokenTransport struct{ http.RoundTripper }
+
+func (t tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := t.RoundTripper.RoundTrip(req)
+	if err == nil {
+		resp.Body = &tokenBody{resp.Body, maxToken}
+	}
+	return resp, err
+}
+
+type tokenBody struct {
+	io.ReadCloser
+	left int
+}
+
+func (b *tokenBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= n; b.left < 0 {
+		return 0, fmt.Errorf("%w: token of more than %d bytes", ErrInvalid, maxToken)
+	}
+	return n, err
 }
 
 const redacted = "[redacted]"

@@ -101,7 +101,7 @@ func (b *Blob) Read(p []byte) (int, error) {
 		case err != nil && b.offset == b.desc.Size:
 			_ = b.Close() // everything was read, whatever happened behind it
 		case err == io.EOF:
-			b.err = b.fail(unavailable{fmt.Errorf("ended after %d of %d bytes", b.offset, b.desc.Size)})
+			b.err = b.fail(unavailable{err: fmt.Errorf("ended after %d of %d bytes", b.offset, b.desc.Size)})
 		case err != nil:
 			b.err = b.fail(fmt.Errorf("at byte %d of %d: %w", b.offset, b.desc.Size, err))
 		}
@@ -179,7 +179,7 @@ func (b *Blob) position(resp *http.Response) error {
 	}
 	if _, err := io.CopyN(io.Discard, b.body, b.offset); err != nil { // an endpoint without ranges
 		if errors.Is(err, io.EOF) {
-			err = unavailable{io.ErrUnexpectedEOF}
+			err = unavailable{err: io.ErrUnexpectedEOF}
 		}
 		return err
 	}

@@ -123,18 +123,12 @@ func printable(s string) string {
 	return strings.TrimSpace(s)
 }
 
-// unavailable is an error of the transport. Of that only the text is passed on: a registry's timeout would pass for the
-// end of the caller's context.
-type unavailable struct{ err error }
-
-func (u unavailable) Error() string { return u.err.Error() }
-func (u unavailable) Unwrap() error { return ErrUnavailable }
-
 // retryable says whether the same endpoint may answer better the next time, within longestWait.
 func retryable(err error, longestWait time.Duration) bool {
 	var status *statusError
 	if errors.As(err, &status) {
 		return status.transient() && status.retryAfter <= longestWait
 	}
-	return errors.Is(err, ErrUnavailable)
+	var u unavailable
+	return errors.As(err, &u) && !u.final
 }

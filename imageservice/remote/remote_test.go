@@ -3,10 +3,10 @@ package remote
 import (
 	"bytes"
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -38,10 +38,12 @@ func serveHTTP(t *testing.T, tls bool, answer http.HandlerFunc) *server {
 		s.mu.Unlock()
 		answer(w, r)
 	})
+	s.Server = httptest.NewUnstartedServer(handler)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // it is about clients that refuse
 	if tls {
-		s.Server = httptest.NewTLSServer(handler)
+		s.StartTLS()
 	} else {
-		s.Server = httptest.NewServer(handler)
+		s.Start()
 	}
 	t.Cleanup(s.Close)
 	return s
@@ -245,19 +247,10 @@ func TestTokenServerOverWeakerConnectionGetsNothing(t *testing.T) {
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="x"`, tokens.URL))
 		w.WriteHeader(http.StatusUnauthorized)
 	})
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: registry.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cfg := hosts(t, registry.host(), fmt.Sprintf("[host.%q]\nca = %q\n", registry.URL, ca))
+	cfg := hosts(t, registry.host(), fmt.Sprintf("[host.%q]\nca = %q\n", registry.URL, caFile(t, registry)))
 	_, err := open(t, cfg, registry.host()+"/app", alice).ManifestByTag(t.Context(), "v1", nil)
 	if !errors.Is(err, ErrUnauthorized) || !strings.Contains(err.Error(), "token server at") || len(tokens.requests) != 0 {
 		t.Errorf("%v; %d requests to the token server", err, len(tokens.requests))
-	}
-
-	if _, err := open(t, hosts(t, registry.host(), fmt.Sprintf("[host.%q]\n", registry.URL)), registry.host()+"/app", alice).
-		ManifestByTag(t.Context(), "v1", nil); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "certificate") {
-		t.Errorf("unknown CA: %v", err)
 	}
 }
 
@@ -306,10 +299,10 @@ func TestWrongHostsFilesAreErrors(t *testing.T) {
 
 func TestAuthPrintsNothing(t *testing.T) {
 	secret := Auth{Username: "hunter2", Password: "hunter2", Auth: "hunter2", IdentityToken: "hunter2", RegistryToken: "hunter2"}
-	var log bytes.Buffer
-	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "auth", secret)
+	var logged bytes.Buffer
+	slog.New(slog.NewTextHandler(&logged, nil)).Info("x", "auth", secret)
 	holder := struct{ A Auth }{secret}
-	for _, text := range []string{fmt.Sprint(secret), fmt.Sprintf("%v %+v %#v %s", secret, secret, secret, secret), fmt.Sprintf("%v %+v", holder, &holder), log.String()} {
+	for _, text := range []string{fmt.Sprint(secret), fmt.Sprintf("%v %+v %#v %s", secret, secret, secret, secret), fmt.Sprintf("%v %+v", holder, &holder), logged.String()} {
 		if strings.Contains(text, "hunter2") || !strings.Contains(text, redacted) {
 			t.Errorf("prints %q", text)
 		}

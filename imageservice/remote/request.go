@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -20,8 +22,6 @@ const (
 	maxAuthTurns = 3 // requests of one attempt, of which all but the last were answered by a challenge
 )
 
-var errRedirects = fmt.Errorf("more than %d redirects", maxRedirects)
-
 func sameOrigin(a, b *url.URL) bool {
 	return strings.EqualFold(a.Scheme, b.Scheme) && strings.EqualFold(a.Host, b.Host)
 }
@@ -31,13 +31,16 @@ func sameOrigin(a, b *url.URL) bool {
 func checkRedirect(private http.Header) func(*http.Request, []*http.Request) error {
 	return func(req *http.Request, via []*http.Request) error {
 		if len(via) > maxRedirects {
-			return errRedirects
+			return fmt.Errorf("%w: more than %d redirects", ErrInvalid, maxRedirects)
+		}
+		if req.URL.Scheme != "https" && req.URL.Scheme != "http" {
+			return fmt.Errorf("%w: redirected to scheme %q", ErrInvalid, printable(req.URL.Scheme))
 		}
 		if sameOrigin(req.URL, via[0].URL) {
 			return nil
 		}
 		if req.Method != http.MethodGet && req.Method != http.MethodHead {
-			return fmt.Errorf("%s redirected to another host", req.Method)
+			return fmt.Errorf("%w: %s redirected to another host", ErrInvalid, req.Method)
 		}
 		for _, key := range []string{"Authorization", "Proxy-Authorization", "Cookie", "Cookie2"} {
 			req.Header.Del(key)
@@ -100,11 +103,11 @@ func (s *Session) roundTrip(ctx context.Context, e *endpoint, address string, he
 		req.Header.Set("User-Agent", s.cfg.UserAgent)
 	}
 	if err := e.authorize(ctx, req); err != nil {
-		return nil, authError(ctx, err)
+		return nil, e.authError(ctx, err)
 	}
 	resp, err := e.Client.Do(req)
 	if err != nil {
-		return nil, transportError(ctx, err)
+		return nil, e.transportError(ctx, err)
 	}
 	return resp, nil
 }
@@ -142,16 +145,15 @@ func (s *Session) challenged(ctx context.Context, e *endpoint, responses []*http
 	a := e.auth.get()
 	if err := a.AddResponses(ctx, responses); err != nil {
 		e.auth.drop(a)
-		return fmt.Errorf("%w: %w", status, authError(ctx, err))
+		return fmt.Errorf("%w: %w", status, e.authError(ctx, err))
 	}
 	return nil
 }
 
 // authError classifies what went wrong between us and the authorizer, which speaks to token servers itself.
-func authError(ctx context.Context, err error) error {
-	var urlErr *url.Error
-	if ctx.Err() != nil || errors.As(err, &urlErr) {
-		return fmt.Errorf("authorize: %w", transportError(ctx, err))
+func (e *endpoint) authError(ctx context.Context, err error) error {
+	if ctx.Err() != nil || ofTransport(err) {
+		return fmt.Errorf("authorize: token server: %w", e.transportError(ctx, err))
 	}
 	var answer remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &answer) && (&statusError{code: answer.StatusCode}).transient() {
@@ -160,17 +162,10 @@ func authError(ctx context.Context, err error) error {
 	return fmt.Errorf("authorize: %w: %s", ErrUnauthorized, printable(err.Error()))
 }
 
-// transportError strips the URL, which may carry a signed query, and tells the end of ctx from a broken connection.
-func transportError(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	var urlErr *url.Error
-	if errors.As(err, &urlErr) {
-		err = urlErr.Err
-	}
-	if errors.Is(err, errRedirects) {
-		return fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	return unavailable{err}
+// ofTransport says whether the authorizer failed because of a connection, which may be one that another request of the
+// session made and gave up.
+func ofTransport(err error) bool {
+	var netErr net.Error // *url.Error is one, and the end of a time
+	return errors.As(err, &netErr) || slices.ContainsFunc([]error{io.ErrUnexpectedEOF, context.Canceled, ErrInvalid, ErrUnavailable},
+		func(kind error) bool { return errors.Is(err, kind) })
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ type Config struct {
 	CertsDirs     []string      // hosts.toml directories, the first that knows a host wins
 	UserAgent     string        // "criserver"
 	MinThroughput int64         // bytes a second that a body must bring over a Window, 10 KiB
-	Window        time.Duration // 30 s
+	Window        time.Duration // 30 s; a response must begin in one, too
 	Attempts      int           // failures in a row of one blob without a MiB of progress, 5
 	Backoff       time.Duration // before the second attempt at an endpoint; doubles up to MaxBackoff, 250 ms
 	MaxBackoff    time.Duration // also bounds how long a Retry-After is obeyed, 30 s
@@ -66,6 +67,7 @@ type endpoint struct {
 	docker.RegistryHost        // its Authorizer is not used
 	bearer              string // sent as it is, instead of asking the authorizer
 	auth                *authorizer
+	hostsFile           string // that configures it, or would; for advice
 }
 
 // authorizer is containerd's, made anew after a failure: that one would remember a failed token request for ever.
@@ -146,6 +148,15 @@ func (s *Session) hostDir(host string) (string, error) {
 	return "", errdefs.ErrNotFound
 }
 
+// hostsFile is the file in which the operator configures the registry, whether it is there or not.
+func (s *Session) hostsFile() string {
+	dir, err := s.hostDir(s.registry)
+	if err != nil && len(s.cfg.CertsDirs) > 0 {
+		dir = filepath.Join(s.cfg.CertsDirs[0], s.registry)
+	}
+	return filepath.Join(dir, "hosts.toml")
+}
+
 // tune is called for every client that containerd's library makes.
 func (s *Session) tune(c *http.Client) error {
 	c.CheckRedirect = checkRedirect(nil)
@@ -158,7 +169,7 @@ func (s *Session) tune(c *http.Client) error {
 }
 
 func (s *Session) endpoint(h docker.RegistryHost, auth Auth) (*endpoint, error) {
-	e := &endpoint{RegistryHost: h}
+	e := &endpoint{RegistryHost: h, hostsFile: s.hostsFile()}
 	client := *h.Client
 	client.CheckRedirect = checkRedirect(h.Header)
 	e.Client = &client
@@ -182,8 +193,10 @@ func (s *Session) endpoint(h docker.RegistryHost, auth Auth) (*endpoint, error) 
 		}
 		return user, password, nil
 	}
+	tokens := *h.Client
+	tokens.Transport = tokenTransport{h.Client.Transport}
 	e.auth = &authorizer{fresh: func() docker.Authorizer {
-		return docker.NewDockerAuthorizer(docker.WithAuthClient(h.Client), docker.WithAuthCreds(credentials))
+		return docker.NewDockerAuthorizer(docker.WithAuthClient(&tokens), docker.WithAuthCreds(credentials))
 	}}
 	return e, nil
 }
