@@ -53,6 +53,36 @@ func TestLeafUnified(t *testing.T) {
 	})
 }
 
+// TestLeafStaysPopulated gives up on a leaf that it cannot kill, and looks at it no more.
+func TestLeafStaysPopulated(t *testing.T) {
+	eachBinary(t, func(t *testing.T, binary string) {
+		dir := leaf(t, unified(t))
+		d := openLeaf(t, dir, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+		p := startPause(t, binary)
+		c := p.addWith(1, func(k *pause.Container) { k.Events = openLeaf(t, dir, "cgroup.events", os.O_RDONLY) })
+		b := program.New()
+		stdio(b, 0, 1)
+		shell(b, "sleep 1000 & exit 3")
+		p.mustStart(pause.Start{Task: 1, Cgroup: d}, b, c.stdout, c.stderr)
+		must(t, p.conn.Close()) // nobody hears of the exit yet
+		eventually(t, "the record", func() bool {
+			e, ok := pause.ParseExits([]byte(readWhole(t, p.dir+"/exits")))[1]
+			return ok && e.Populated && e.Status.ExitStatus() == 3
+		})
+		left, err := strconv.Atoi(strings.TrimSpace(readWhole(t, filepath.Join(dir, "cgroup.procs"))))
+		must(t, err)
+		must(t, unix.Kill(left, unix.SIGKILL)) // which changes the events
+		eventually(t, "an empty leaf", func() bool { return strings.Contains(readWhole(t, filepath.Join(dir, "cgroup.events")), "populated 0") })
+		before := ticks(t, p.cmd.Process.Pid)
+		awaitIdle(t)
+		if n := ticks(t, p.cmd.Process.Pid) - before; n > 20 {
+			t.Errorf("pause ran for %d ticks of 10 ms when all was over", n)
+		}
+		p.reconnect()
+		p.exit(1)
+	})
+}
+
 // TestLeafFreezer empties a v1 leaf by freezer and cgroup.procs; the process places itself.
 func TestLeafFreezer(t *testing.T) {
 	eachBinary(t, func(t *testing.T, binary string) {
@@ -125,4 +155,16 @@ func TestOOMKills(t *testing.T) {
 			t.Errorf("exit %+v", e)
 		}
 	})
+}
+
+// ticks is the time that a process has run.
+func ticks(t *testing.T, pid int) int {
+	t.Helper()
+	stat := readWhole(t, fmt.Sprintf("/proc/%d/stat", pid))
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	user, err := strconv.Atoi(fields[11])
+	must(t, err)
+	system, err := strconv.Atoi(fields[12])
+	must(t, err)
+	return user + system
 }
