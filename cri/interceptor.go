@@ -108,7 +108,10 @@ func subject(request any) string {
 	case interface{ GetImage() *runtimev1.ImageSpec }:
 		parts = append(parts, r.GetImage().GetImage())
 	}
-	const longest = 256
-	text := strings.ToValidUTF8(strings.Join(parts, " "), "?")
-	return text[:min(len(text), longest)]
+	return clip(strings.Join(parts, " "), 256)
+}
+
+// clip shortens text to at most longest bytes.
+func clip(text string, longest int) string {
+	return strings.ToValidUTF8(text[:min(len(text), longest)], "?")
 }

@@ -355,6 +355,17 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// What a request says may be as long as a message, and an error may quote it; but the answer must arrive.
+func TestLongErrorArrives(t *testing.T) {
+	c := newClient(t)
+	c.start()
+	c.back.fail = fmt.Errorf("pod %s: %w", strings.Repeat("ü", 4<<20), sandbox.ErrNotFound)
+	_, err := c.PodSandboxStatus(t.Context(), &runtimev1.PodSandboxStatusRequest{PodSandboxId: "p"})
+	if st := status.Convert(err); st.Code() != codes.NotFound || len(st.Message()) > longestText || !strings.HasPrefix(st.Message(), "pod ü") {
+		t.Errorf("got %v with a text of %d bytes, want NotFound", st.Code(), len(st.Message()))
+	}
+}
+
 func TestImageUser(t *testing.T) {
 	for user, want := range map[string]string{"": "nil ", "0": "0 ", "1000:7": "1000 ", "www": "nil www", "www:www": "nil www", "-1": "nil -1", "4294967296": "nil 4294967296"} {
 		uid, name := imageUser(user)

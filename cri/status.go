@@ -37,6 +37,9 @@ var statusCodes = []struct {
 	{context.Canceled, codes.Canceled},
 }
 
+// longestText is how much of an error is told, in bytes. It may quote a request, and travels in a header.
+const longestText = 16 << 10
+
 // toStatus gives err its code. The text stays, without secrets.
 func toStatus(err error, secrets []string) error {
 	if err == nil {
@@ -45,7 +48,7 @@ func toStatus(err error, secrets []string) error {
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err // a code that a handler chose: Unimplemented of the embedded server
 	}
-	text := redact(err.Error(), secrets)
+	text := clip(redact(err.Error(), secrets), longestText)
 	var p *stage.PanicError
 	if errors.As(err, &p) {
 		return status.Error(codes.Internal, text)

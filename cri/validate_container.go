@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"path"
 	"strconv"
 	"strings"
 
@@ -14,6 +15,7 @@ func validateCreateContainer(r *runtimev1.CreateContainerRequest, handlers []str
 		f.add("sandbox_config", "must not be empty")
 	} else {
 		f.podMetadata("sandbox_config.metadata", r.GetSandboxConfig().GetMetadata())
+		f.logDirectory("sandbox_config.log_directory", r.GetSandboxConfig().GetLogDirectory())
 	}
 	c := r.GetConfig()
 	if c == nil {
@@ -66,7 +68,7 @@ func (f *faults) process(field string, c *runtimev1.ContainerConfig) {
 
 func (f *faults) mount(field string, m *runtimev1.Mount, handlers []string) {
 	f.absolute(field+".container_path", m.GetContainerPath())
-	if strings.HasPrefix(m.GetContainerPath(), "/") && strings.Trim(m.GetContainerPath(), "/.") == "" {
+	if m.GetContainerPath() != "" && path.Clean(m.GetContainerPath()) == "/" {
 		f.add(field+".container_path", "must not be the root directory")
 	}
 	f.in(field+".propagation", int32(m.GetPropagation()), runtimev1.MountPropagation_name)
@@ -127,6 +129,7 @@ func (f *faults) containerSecurity(field string, sc *runtimev1.LinuxContainerSec
 	f.capabilities(field+".capabilities", sc.GetCapabilities())
 	f.seccomp(field+".seccomp", sc.GetSeccomp())
 	f.profile(field+".apparmor", sc.GetApparmor())
+	f.selinux(field+".selinux_options", sc.GetSelinuxOptions())
 	for i, p := range sc.GetMaskedPaths() {
 		f.absolute(index(field+".masked_paths", i), p)
 	}

@@ -41,15 +41,20 @@ func (f *faults) podConfig(field string, c *runtimev1.PodSandboxConfig) {
 	if c.GetHostname() != "" {
 		f.word(field+".hostname", c.GetHostname())
 	}
-	if c.GetLogDirectory() != "" {
-		f.absolute(field+".log_directory", c.GetLogDirectory())
-		f.noDotDot(field+".log_directory", c.GetLogDirectory())
-	}
+	f.logDirectory(field+".log_directory", c.GetLogDirectory())
 	f.dns(field+".dns_config", c.GetDnsConfig())
 	for i, p := range c.GetPortMappings() {
 		f.portMapping(index(field+".port_mappings", i), p)
 	}
 	f.linuxPod(field+".linux", c.GetLinux())
+}
+
+// logDirectory may be empty: then there are no logs.
+func (f *faults) logDirectory(field, dir string) {
+	if dir != "" {
+		f.absolute(field, dir)
+		f.noDotDot(field, dir)
+	}
 }
 
 func (f *faults) podMetadata(field string, m *runtimev1.PodSandboxMetadata) {
@@ -105,6 +110,8 @@ func (f *faults) linuxPod(field string, l *runtimev1.LinuxPodSandboxConfig) {
 	f.user(field+".security_context", sc.GetRunAsUser(), sc.GetRunAsGroup(), "")
 	f.groups(field+".security_context", sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
 	f.seccomp(field+".security_context.seccomp", sc.GetSeccomp())
+	f.profile(field+".security_context.apparmor", sc.GetApparmor())
+	f.selinux(field+".security_context.selinux_options", sc.GetSelinuxOptions())
 	for name := range l.GetSysctls() {
 		f.sysctl(field+".sysctls", name, ns)
 	}

@@ -114,6 +114,21 @@ func (f *faults) profile(field string, p *runtimev1.SecurityProfile) {
 	}
 }
 
+// selinux reports what cannot be a part of a label. An empty part has a default.
+func (f *faults) selinux(field string, o *runtimev1.SELinuxOption) {
+	for _, part := range []struct{ name, value, not string }{
+		{".user", o.GetUser(), ":"}, {".role", o.GetRole(), ":"}, {".type", o.GetType(), ":"}, {".level", o.GetLevel(), ""},
+	} {
+		switch {
+		case part.value == "":
+		case part.not != "" && strings.Contains(part.value, part.not):
+			f.add(field+part.name, "%q must not have a colon", part.value)
+		default:
+			f.word(field+part.name, part.value)
+		}
+	}
+}
+
 func (f *faults) capabilities(field string, c *runtimev1.Capability) {
 	for _, l := range []struct {
 		name string

@@ -110,6 +110,9 @@ func TestValidateRunPod(t *testing.T) {
 		{"mappings without user namespace", `{"linux":{"securityContext":{"namespaceOptions":{"usernsOptions":{"mode":"NODE"}}}}}`, []string{"userns_options: mode NODE must not have mappings"}},
 		{"user id", `{"linux":{"securityContext":{"runAsUser":{"value":"-1"}}}}`, []string{"config.linux.security_context.run_as_user: -1"}},
 		{"group id", `{"linux":{"securityContext":{"runAsGroup":{"value":"4294967295"}}}}`, []string{"config.linux.security_context.run_as_group: 4294967295"}},
+		{"label", `{"linux":{"securityContext":{"selinuxOptions":{"user":"a b","role":"c:d","level":"s0:c1,c2"}}}}`,
+			[]string{"security_context.selinux_options.user: ", "security_context.selinux_options.role: "}},
+		{"apparmor without profile", `{"linux":{"securityContext":{"apparmor":{"profileType":"Localhost"}}}}`, []string{"security_context.apparmor.localhost_ref: must name the profile"}},
 		{"supplemental group", `{"linux":{"securityContext":{"supplementalGroups":["-5"]}}}`, []string{"security_context.supplemental_groups[2]: -5"}},
 		{"policy", `{"linux":{"securityContext":{"supplementalGroupsPolicy":5}}}`, []string{"security_context.supplemental_groups_policy: 5"}},
 		{"seccomp type", `{"linux":{"securityContext":{"seccomp":{"profileType":8}}}}`, []string{"seccomp.profile_type: 8", "seccomp.localhost_ref: is only for"}},
@@ -175,6 +178,7 @@ func TestValidateCreateContainer(t *testing.T) {
 		{"stop signal", `{"stopSignal":99}`, []string{"config.stop_signal: 99 is not a known value"}},
 		{"mount without paths", `{"mounts":[{}]}`, []string{"config.mounts[2].container_path: must not be empty", "config.mounts[2].host_path: must not be empty"}},
 		{"relative mount", `{"mounts":[{"containerPath":"a","hostPath":"b"}]}`, []string{"config.mounts[2].container_path: \"a\"", "config.mounts[2].host_path: \"b\""}},
+		{"mount over the root by a detour", `{"mounts":[{"containerPath":"/a/..","hostPath":"/b"}]}`, []string{"config.mounts[2].container_path: must not be the root"}},
 		{"mount over the root", `{"mounts":[{"containerPath":"//.","hostPath":"/b"}]}`, []string{"config.mounts[2].container_path: must not be the root"}},
 		{"propagation", `{"mounts":[{"containerPath":"/a","hostPath":"/b","propagation":9}]}`, []string{"config.mounts[2].propagation: 9"}},
 		{"recursive read-only that is writable", `{"mounts":[{"containerPath":"/a","hostPath":"/b","recursiveReadOnly":true}]}`, []string{"config.mounts[2].recursive_read_only: needs readonly"}},
@@ -202,6 +206,8 @@ func TestValidateCreateContainer(t *testing.T) {
 		{"masked path", `{"linux":{"securityContext":{"maskedPaths":["proc"]}}}`, []string{"security_context.masked_paths[1]: "}},
 		{"read-only path", `{"linux":{"securityContext":{"readonlyPaths":[""]}}}`, []string{"security_context.readonly_paths[1]: "}},
 		{"seccomp without profile", `{"linux":{"securityContext":{"seccomp":{"profileType":"Localhost"}}}}`, []string{"seccomp.localhost_ref: must name the profile"}},
+		{"label", `{"linux":{"securityContext":{"selinuxOptions":{"type":"a:b","level":"s0:c1 x"}}}}`,
+			[]string{`selinux_options.type: "a:b" must not have a colon`, "selinux_options.level: "}},
 		{"apparmor type", `{"linux":{"securityContext":{"apparmor":{"profileType":"Unconfined"}}}}`, []string{"apparmor.localhost_ref: is only for"}},
 		{"quota", `{"linux":{"resources":{"cpuQuota":"-7"}}}`, []string{"config.linux.resources.cpu_quota: -7"}},
 		{"small quota", `{"linux":{"resources":{"cpuQuota":"999"}}}`, []string{"config.linux.resources.cpu_quota: 999"}},
@@ -225,6 +231,9 @@ func TestValidateCreateContainer(t *testing.T) {
 func TestValidateCreateContainerWithoutParts(t *testing.T) {
 	check(t, validateCreateContainer(&runtimev1.CreateContainerRequest{}, nil),
 		"pod_sandbox_id: must not be empty", "sandbox_config: must not be empty", "config: must not be empty")
+	climbs := read[runtimev1.PodSandboxConfig](t, goodPod, `{"logDirectory":"logs/../.."}`)
+	check(t, validateCreateContainer(&runtimev1.CreateContainerRequest{PodSandboxId: "a", Config: read[runtimev1.ContainerConfig](t, goodContainer), SandboxConfig: climbs}, nil),
+		`sandbox_config.log_directory: "logs/../.." is not an absolute path`, "sandbox_config.log_directory: \"logs/../..\" must not have")
 	check(t, validateCreateContainer(&runtimev1.CreateContainerRequest{PodSandboxId: "a", Config: &runtimev1.ContainerConfig{}, SandboxConfig: &runtimev1.PodSandboxConfig{}}, nil),
 		"sandbox_config.metadata: must not be empty", "config.metadata: must not be empty", "config.image.image: must not be empty")
 	noUser := read[runtimev1.ContainerConfig](t, `{"metadata":{"name":"a"},"image":{"image":"b"},"linux":{"securityContext":{"runAsGroup":{"value":"1"}}}}`)

@@ -97,10 +97,10 @@ func TestDebtIsPaidInTheEnd(t *testing.T) {
 			go l.Retry(t.Context(), "pod")
 		}
 		time.Sleep(time.Hour)
+		p.mu.Lock()
 		if p.most != 1 || p.no > 25 {
 			t.Errorf("%d DELs in an hour, %d at a time", p.no, p.most)
 		}
-		p.mu.Lock()
 		p.fail = nil
 		p.mu.Unlock()
 		time.Sleep(stage.LastPause + time.Minute)
