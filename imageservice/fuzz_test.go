@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -84,7 +85,7 @@ func FuzzDecompress(f *testing.F) {
 		if err != nil {
 			return
 		}
-		limited := &expansion{r: r, left: 1 << 20, limit: 1 << 20}
+		limited := &expansion{r: r, limit: func() int64 { return 1 << 20 }}
 		if n, err := io.Copy(io.Discard, limited); n > 1<<20 {
 			t.Errorf("%d bytes came out, %v", n, err)
 		}
@@ -121,4 +122,62 @@ func TestPanicOfAPullIsAnError(t *testing.T) {
 		t.Errorf("afterwards: %d, %v", v, err)
 	}
 	g.wait()
+}
+
+// panicky is a source that goes wrong after a few bytes.
+type panicky struct{ io.Reader }
+
+func (p panicky) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	if err != nil {
+		panic("boom")
+	}
+	return n, nil
+}
+
+func TestPanicWhileReadingAheadIsAnError(t *testing.T) {
+	p := newPump(panicky{strings.NewReader("text")})
+	defer p.Close()
+	data, err := io.ReadAll(p)
+	var panicked *stage.PanicError
+	if string(data) != "text" || !errors.As(err, &panicked) {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
+// Lists are where a few bytes of JSON become many of memory.
+func TestMemoryOfDocumentsIsBounded(t *testing.T) {
+	allocated := func(parse func()) uint64 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		parse()
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	list := func(begin, of, end string, size int) []byte {
+		return []byte(begin + strings.Repeat(of+",", size/(len(of)+1)) + of + end)
+	}
+	for name, data := range map[string][]byte{
+		"layers":    list(`{"schemaVersion":2,"config":{},"layers":[`, `{}`, `]}`, remote.MaxManifest),
+		"manifests": list(`{"schemaVersion":2,"manifests":[`, `{}`, `]}`, remote.MaxManifest),
+	} {
+		got := allocated(func() {
+			_, _, err := parseDocument(remote.Manifest{MediaType: ocispec.MediaTypeImageManifest, Bytes: data})
+			if !errors.Is(err, ErrInvalidImage) || !strings.Contains(err.Error(), "more than 1000 descriptors") {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+		if got > 4*remote.MaxManifest {
+			t.Errorf("%s: %d bytes were allocated for %d", name, got, len(data))
+		}
+	}
+	const size = 8 << 20
+	history := list(`{"history":[`, `{}`, `]}`, size)
+	if got := allocated(func() {
+		if _, err := parseConfig(history); err != nil {
+			t.Error(err)
+		}
+	}); got > 2*size {
+		t.Errorf("history: %d bytes were allocated for %d", got, size)
+	}
 }

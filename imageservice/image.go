@@ -1,7 +1,6 @@
 package imageservice
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -42,13 +41,15 @@ func (s *Service) Status(ref string) (*Image, bool) {
 	return s.image(img), true
 }
 
-// Config returns the id, the first repository digest (the id if there is none) and the parsed config of a present image.
+// Config returns the id, the first repository digest (the id if there is none) and the parsed config, without history, of
+// a present image.
 func (s *Service) Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool) {
 	img := find(s.db.Snapshot(), ref)
 	if img == nil {
 		return "", "", ocispec.Image{}, false
 	}
-	if json.Unmarshal(img.Config, &config) != nil { // was parsed before it was stored
+	config, err := parseConfig(img.Config)
+	if err != nil { // was parsed before it was stored
 		return "", "", ocispec.Image{}, false
 	}
 	repoDigest = string(img.ID)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -47,19 +48,18 @@ func (s *Service) fetchLayer(ctx context.Context, src *remote.Session, desc ocis
 }
 
 // unpack reads the blob to its end and commits the layer if both digests are right. cancel ends the blob.
-func (s *Service) unpack(ctx context.Context, cancel func(), blob io.Reader, desc ocispec.Descriptor, diffID digest.Digest) error {
+func (s *Service) unpack(ctx context.Context, cancel func(), blob io.Reader, desc ocispec.Descriptor, diffID digest.Digest) (err error) {
 	w, err := s.layers.Begin(ctx)
 	if err != nil {
 		return err
 	}
-	in := &intake{blob: blob, hash: desc.Digest.Algorithm().Hash(), left: desc.Size}
+	defer func() { err = errors.Join(err, w.Discard()) }()
+	in := &intake{blob: blob, hash: desc.Digest.Algorithm().Hash()}
 	if err := s.transfer(w, in, cancel, desc, diffID); err != nil {
-		return errors.Join(err, w.Discard())
-	}
-	if _, err := w.Commit(diffID); err != nil {
 		return err
 	}
-	return nil
+	_, err = w.Commit(diffID)
+	return err
 }
 
 // transfer writes the blob to w and verifies it. Of several things that are wrong the digest of the blob is told, since
@@ -67,7 +67,7 @@ func (s *Service) unpack(ctx context.Context, cancel func(), blob io.Reader, des
 func (s *Service) transfer(w *layer.Writer, in *intake, cancel func(), desc ocispec.Descriptor, diffID digest.Digest) error {
 	err := s.write(w, in, cancel, desc, diffID)
 	var content contentError
-	if err != nil && (!errors.As(err, &content) || in.left > maxDrain) {
+	if err != nil && (!errors.As(err, &content) || desc.Size-in.read.Load() > maxDrain) {
 		return err
 	}
 	got, finishErr := in.finish(desc.Digest.Algorithm())
@@ -89,8 +89,7 @@ func (s *Service) write(w *layer.Writer, in *intake, cancel func(), desc ocispec
 		return err
 	}
 	defer func() { _ = plainStream.Close() }() // its errors came with Read
-	limit := s.cfg.Limits.expanded(desc.Size)
-	inflated := newPump(&expansion{r: plainStream, left: limit, limit: limit})
+	inflated := newPump(&expansion{r: plainStream, limit: func() int64 { return s.cfg.Limits.expanded(in.read.Load()) }})
 	defer inflated.Close()
 
 	diff := &hashing{r: inflated, hash: diffID.Algorithm().Hash()}
@@ -116,14 +115,14 @@ func (s *Service) write(w *layer.Writer, in *intake, cancel func(), desc ocispec
 type intake struct {
 	blob io.Reader
 	hash hash.Hash
-	left int64 // bytes of blob
-	err  error // of blob
+	read atomic.Int64 // bytes of blob
+	err  error        // of blob
 }
 
 func (i *intake) Read(p []byte) (int, error) {
 	n, err := i.blob.Read(p)
 	i.hash.Write(p[:n]) // never fails
-	i.left -= int64(n)
+	i.read.Add(int64(n))
 	i.err = err
 	return n, err
 }
@@ -153,14 +152,15 @@ func (h *hashing) Read(p []byte) (int, error) {
 
 // expansion stops a stream that grows beyond measure when it is decompressed.
 type expansion struct {
-	r           io.Reader
-	left, limit int64
+	r     io.Reader
+	out   int64        // bytes so far
+	limit func() int64 // bytes that may have come out by now
 }
 
 func (e *expansion) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
-	if e.left -= int64(n); e.left < 0 {
-		return 0, contentErrorf("decompress: more than %d bytes come out", e.limit)
+	if e.out += int64(n); e.out > e.limit() {
+		return 0, contentErrorf("decompress: more than %d bytes come out", e.out)
 	}
 	if err != nil && err != io.EOF {
 		err = decompressError(err)

@@ -402,6 +402,14 @@ func TestRegistriesThatLieAreToldAndLeaveNothing(t *testing.T) {
 			setLayer(t, l, registry.Compress(t, "zstd", make([]byte, 64<<20)))
 			layerField("mediaType", ocispec.MediaTypeImageLayerZstd)(t, l)
 		}, ErrInvalidImage, []string{"decompress: more than"}},
+		"bomb that claims to be large": {func(t *testing.T, l *liar) {
+			setLayer(t, l, registry.Compress(t, "gzip", make([]byte, 64<<20)))
+			layerField("size", 1<<40)(t, l)
+			l.blob = func(w http.ResponseWriter, _ *http.Request, _ int) {
+				w.(http.Flusher).Flush()
+				_, _ = w.Write(l.layer()) // the client may be gone
+			}
+		}, ErrInvalidImage, []string{"decompress: more than"}},
 		"not an archive": {func(t *testing.T, l *liar) {
 			setLayer(t, l, registry.Compress(t, "gzip", bytes.Repeat([]byte("not a tar "), 1000)))
 		}, ErrInvalidImage, []string{"stage layers", "invalid layer"}},

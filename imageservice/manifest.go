@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,8 +16,10 @@ import (
 	"github.com/criserver/criserver/imageservice/remote"
 )
 
-// maxIndexDepth is how many indexes may stand before a manifest.
-const maxIndexDepth = 3
+const (
+	maxIndexDepth  = 3    // indexes before a manifest
+	maxDescriptors = 1000 // in a manifest or index
+)
 
 var (
 	indexTypes    = []string{ocispec.MediaTypeImageIndex, images.MediaTypeDockerSchema2ManifestList}
@@ -28,12 +31,48 @@ var (
 
 // document is a manifest or an index; which of the two is decided by kind.
 type document struct {
-	SchemaVersion int                  `json:"schemaVersion"`
-	MediaType     string               `json:"mediaType"`
-	Config        ocispec.Descriptor   `json:"config"`
-	Layers        []ocispec.Descriptor `json:"layers"`
-	Manifests     []ocispec.Descriptor `json:"manifests"`
-	FSLayers      json.RawMessage      `json:"fsLayers"` // only in schema 1
+	SchemaVersion int                `json:"schemaVersion"`
+	MediaType     string             `json:"mediaType"`
+	Config        ocispec.Descriptor `json:"config"`
+	Layers        descriptors        `json:"layers"`
+	Manifests     descriptors        `json:"manifests"`
+	FSLayers      json.RawMessage    `json:"fsLayers"` // only in schema 1
+}
+
+// descriptors are decoded one by one, because each may take fifty times as much memory as JSON.
+type descriptors []ocispec.Descriptor
+
+// UnmarshalJSON stops at maxDescriptors.
+func (d *descriptors) UnmarshalJSON(data []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	switch begin, err := dec.Token(); {
+	case err != nil || begin == nil: // null
+		return err
+	case begin != json.Delim('['):
+		return fmt.Errorf("%v instead of a list of descriptors", begin)
+	}
+	*d = descriptors{}
+	for dec.More() {
+		if len(*d) == maxDescriptors {
+			return fmt.Errorf("more than %d descriptors in a list", maxDescriptors)
+		}
+		var next ocispec.Descriptor
+		if err := dec.Decode(&next); err != nil {
+			return err
+		}
+		*d = append(*d, next)
+	}
+	return nil
+}
+
+// parseConfig reads an image's config without its history, which is of no use here and may be long.
+func parseConfig(data []byte) (ocispec.Image, error) {
+	var c struct {
+		ocispec.Image
+		History json.RawMessage `json:"history"` // in place of Image's
+	}
+	err := json.Unmarshal(data, &c)
+	return c.Image, err
 }
 
 func invalidf(format string, args ...any) error {
@@ -172,7 +211,7 @@ func (s *Service) fetchConfig(ctx context.Context, src *remote.Session, r *resol
 		return err
 	}
 	id := r.doc.Config.Digest
-	if err := json.Unmarshal(r.config, &r.image); err != nil {
+	if r.image, err = parseConfig(r.config); err != nil {
 		return invalidf("config %s: %w", id, err)
 	}
 	if r.image.RootFS.Type != "layers" {

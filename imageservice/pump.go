@@ -1,6 +1,10 @@
 package imageservice
 
-import "io"
+import (
+	"io"
+
+	"github.com/criserver/criserver/stage"
+)
 
 const (
 	pumpBuffer = 256 << 10 // bytes
@@ -23,6 +27,24 @@ type chunk struct {
 	err  error // after data
 }
 
+// fill reads until data is full or src ends. A panic of src, which may be a decompressor at odds with a hostile stream,
+// is an error: in this goroutine it would end the process.
+func (c *chunk) fill(src io.Reader) {
+	n := 0
+	panicked := stage.Protect(func() error {
+		for n < len(c.data) && c.err == nil {
+			var m int
+			m, c.err = src.Read(c.data[n:])
+			n += m
+		}
+		return nil
+	})
+	c.data = c.data[:n]
+	if panicked != nil {
+		c.err = panicked
+	}
+}
+
 func newPump(src io.Reader) *pump {
 	p := &pump{full: make(chan chunk, pumpDepth), free: make(chan []byte, pumpDepth), stop: make(chan struct{}), ended: make(chan struct{})}
 	for range pumpDepth {
@@ -41,13 +63,7 @@ func (p *pump) run(src io.Reader) {
 		case <-p.stop:
 			return
 		}
-		n := 0
-		for n < len(c.data) && c.err == nil {
-			var m int
-			m, c.err = src.Read(c.data[n:])
-			n += m
-		}
-		c.data = c.data[:n]
+		c.fill(src)
 		p.full <- c // has room for all buffers that there are
 		if c.err != nil {
 			return

@@ -35,7 +35,7 @@ type Config struct {
 type Limits struct {
 	Config    int64 // bytes of an image's config, 8 MiB
 	Layers    int   // of an image, 500, which is what overlayfs can stack
-	Expansion int64 // bytes that may come out of decompressing for each byte of a layer, 200
+	Expansion int64 // bytes that may come out of decompressing for each byte that went in, 200
 	Base      int64 // bytes that may come out beyond that, 4 GiB
 }
 
@@ -54,8 +54,8 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// expanded is how many bytes may come out of a layer of size bytes.
-func (l Limits) expanded(size int64) int64 { return l.Base + l.Expansion*min(size, 1<<50) }
+// expanded is how many bytes may have come out of a layer when read bytes of it went in.
+func (l Limits) expanded(read int64) int64 { return l.Base + l.Expansion*read }
 
 // Service serves images.
 type Service struct {
