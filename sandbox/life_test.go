@@ -132,6 +132,8 @@ func TestBadRequests(t *testing.T) {
 		noName.Metadata.Name = ""
 		otherImage := containerConfig()
 		otherImage.Image.Image = "nowhere"
+		otherSignal, noImage, unnamed := containerConfig(), containerConfig(), containerConfig()
+		otherSignal.StopSignal, noImage.Image, unnamed.Metadata.Name = 1000, nil, ""
 		target := containerConfig()
 		target.Linux = &runtimev1.LinuxContainerConfig{SecurityContext: &runtimev1.LinuxContainerSecurityContext{
 			NamespaceOptions: &runtimev1.NamespaceOption{Pid: runtimev1.NamespaceMode_TARGET, TargetId: "00"}}}
@@ -162,6 +164,9 @@ func TestBadRequests(t *testing.T) {
 			{"no container config", create(pod, nil), ErrInvalid},
 			{"start of nothing", m.s.StartContainer(t.Context(), "abc"), ErrNotFound},
 			{"start twice", m.s.StartContainer(t.Context(), id), ErrState},
+			{"create of another signal", create(pod, otherSignal), ErrInvalid},
+			{"create of no image", create(pod, noImage), ErrInvalid},
+			{"create of no name", create(pod, unnamed), ErrInvalid},
 			{"exec in nothing", exec("abc", "true"), ErrNotFound},
 			{"exec of nothing", exec(id), ErrInvalid},
 			{"log of nothing", m.s.ReopenContainerLog(t.Context(), "abc"), ErrNotFound},
@@ -171,7 +176,19 @@ func TestBadRequests(t *testing.T) {
 				t.Errorf("%s: got %v, want %v", test.name, test.err, test.is)
 			}
 		}
+		p, err := m.s.pod(pod)
+		must(t, err)
+		c, err := m.s.container(id)
+		must(t, err)
+		must(t, m.s.StopPod(t.Context(), pod))
+		want(t, "start in a stopped pod", errors.Is(m.s.StartContainer(t.Context(), id), ErrState), true)
+		want(t, "exec in an exited one", errors.Is(exec(id, "true"), ErrState), true)
+		want(t, "log of an exited one", errors.Is(m.s.ReopenContainerLog(t.Context(), id), ErrState), true)
 		must(t, m.s.RemovePod(t.Context(), pod))
+		for what, again := range map[string]func(context.Context) error{ // of those that had found it before its removal
+			"stop of a pod": p.stop, "removal of a pod": p.remove, "removal of a container": c.remove} {
+			want(t, what+" that is gone", again(t.Context()), nil)
+		}
 		want(t, "stop of nothing", m.s.StopPod(t.Context(), "abc"), nil)
 		want(t, "remove of nothing", m.s.RemovePod(t.Context(), "abc"), nil)
 		want(t, "stop of no container", m.s.StopContainer(t.Context(), "abc", 0), nil)

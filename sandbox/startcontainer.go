@@ -94,15 +94,8 @@ func (c *container) remove(ctx context.Context) error {
 	if phase, _ := c.look(); phase == containerRemoved {
 		return nil
 	}
-	for { // it may be started meanwhile
+	for c.advance(containerRemoving, nil) != nil { // it runs, or has just been started
 		if err := c.terminate(ctx, 0); err != nil {
-			return err
-		}
-		err := c.advance(containerRemoving, nil)
-		if err == nil {
-			break
-		}
-		if phase, _ := c.look(); !live(phase) {
 			return err
 		}
 	}
