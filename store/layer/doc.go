@@ -14,7 +14,8 @@
 //
 // A layer can be used as soon as Commit returns. Until Sync (or Run) has synced its data it is recorded as pending
 // with the boot's ID; Open drops the pending layers of other boots, and those only. So nothing durable vouches for
-// something that is not. A layer whose data cannot be synced is removed.
+// something that is not. A layer whose data cannot be synced is removed; a directory that a container uses is put aside
+// until the next boot.
 //
 // # Roots
 //
@@ -28,10 +29,11 @@
 // # Files below Config.Root
 //
 //	layers/<algorithm>-<hex>/      a layer: `layer` (record), `meta` and `data`, or `fs`
+//	layers/<name>.aside-<n>/       one that could not be synced while a container used it
 //	containers/<id>/               `root` (record: boot, layers), `upper`, `work`
 //	empty/                         the lower of images without layers
 //	tmp/, trash/                   unfinished and doomed things; emptied by Open
 //
 // Concurrency: all methods of Store are safe. Lock order: entry.mounting (held for one mount of that layer), then
-// Store.mu (held for renames inside the root, never while unpacking, mounting, syncing or deleting).
+// Store.mu (held for one rename or open inside the root, never while unpacking, mounting, syncing or deleting).
 package layer

@@ -199,6 +199,77 @@ func TestUnsyncableLayerIsRemoved(t *testing.T) {
 	empty(t, s, "layers", "trash")
 }
 
+// A layer that is removed and pulled again while Sync runs must not become durable by the sync of the old one.
+func TestSyncOfARemovedLayerDoesNotVouchForItsSuccessor(t *testing.T) {
+	for _, format := range []Format{EROFS, Overlay} {
+		s := open(t, Config{Root: t.TempDir(), Format: format, BootID: "first"})
+		stream := archive(t, tar.Header{Name: "f", Size: 5000})
+		id := add(t, s, stream)
+		old := s.pending()[0]
+		dir, err := s.openEntry(old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		if _, err := s.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+		add(t, s, stream)
+		if err := s.promote(old, dir); err == nil {
+			t.Errorf("%s: a removed layer was recorded as durable", format)
+		}
+		if err := s.syncLayer(old, func() error { return nil }); err != nil {
+			t.Errorf("%s: %v", format, err)
+		}
+		if left := reopen(t, s, "second").List(); len(left) != 0 {
+			t.Errorf("%s: after a power loss: %v", format, left)
+		}
+	}
+}
+
+func TestUnsyncableLayerInUseGoesOn(t *testing.T) {
+	for _, format := range []Format{EROFS, Overlay} {
+		t.Run(string(format), func(t *testing.T) {
+			s := open(t, Config{Root: t.TempDir(), Format: format, BootID: "first"})
+			stream := archive(t, tar.Header{Name: "d/f", Size: 5000})
+			build := func(container string) *os.File {
+				f, err := s.Root(ctx, container, []digest.Digest{digest.FromBytes(stream)}, RootOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { f.Close() })
+				return f
+			}
+			id := add(t, s, stream)
+			old := build("old")
+			if err := s.expel(s.pending()[0]); err != nil {
+				t.Fatal(err)
+			}
+			if s.Has(id) {
+				t.Error("an unsyncable layer is still offered")
+			}
+			if left := reopen(t, s, "first").List(); len(left) != 0 {
+				t.Errorf("after a kill it is offered again: %v", left)
+			}
+			add(t, s, stream) // pulled again
+			build("new")
+			s.cleanup.Wait()
+			if err := os.Remove(at(old, "d/f")); err != nil { // looks into the lower directory
+				t.Errorf("the container that used it: %v", err)
+			}
+			if err := s.RemoveRoot("old"); err != nil {
+				t.Error(err)
+			}
+			if _, err := s.Remove(id); !errors.Is(err, ErrInUse) {
+				t.Errorf("the new layer can be removed while it is in use: %v", err)
+			}
+			next := reopen(t, s, "second")
+			next.cleanup.Wait()
+			empty(t, next, "layers", "containers", "trash")
+		})
+	}
+}
+
 // TestSparseFiles unpacks what GNU tar makes of files with holes and expects holes again.
 func TestSparseFiles(t *testing.T) {
 	if _, err := exec.LookPath("tar"); err != nil {

@@ -20,6 +20,8 @@ const (
 	fsDir     = "fs"
 	upperDir  = "upper"
 	workDir   = "work"
+
+	asideMark = ".aside-" // after the name of a layer's directory that only containers use
 )
 
 // layerRecord is what a layer's record holds.
@@ -91,13 +93,16 @@ func (s *Store) load() error {
 	return nil
 }
 
-// loadLayer returns why the layer is dropped, or nil. One whose format cannot be mounted now stays but is not listed.
+// loadLayer returns why the layer is dropped, or nil. One that was put aside in this boot or whose format cannot be
+// mounted now stays but is not listed.
 func (s *Store) loadLayer(dir string) error {
 	var r layerRecord
 	if err := record.Read(filepath.Join(dir, layerFile), &r); err != nil {
 		return err
 	}
 	switch {
+	case strings.HasPrefix(filepath.Base(dir), dirName(r.DiffID)+asideMark) && r.Boot == s.config.BootID:
+		return nil
 	case dirName(r.DiffID) != filepath.Base(dir):
 		return fmt.Errorf("its record is that of %s", r.DiffID)
 	case !r.Durable && r.Boot != s.config.BootID:
@@ -116,10 +121,11 @@ func (s *Store) loadRoot(id string) bool {
 	if err := record.Read(s.path("containers", id, rootFile), &r); err != nil || r.Boot != s.config.BootID {
 		return false
 	}
-	s.users[id] = r.Layers
+	s.users[id] = nil
 	for _, l := range r.Layers {
 		if e := s.layers[l]; e != nil {
 			e.refs++
+			s.users[id] = append(s.users[id], e)
 		}
 	}
 	return true

@@ -115,8 +115,11 @@ func (s *Store) mounted(e *entry) (*lowerMount, error) {
 	e.mounting.Lock() // a mount takes 0.05 ms; others of the same layer wait for it, and for nothing else
 	defer e.mounting.Unlock()
 	s.mu.Lock()
-	m := e.mount
+	m, expelled := e.mount, e.removed
 	s.mu.Unlock()
+	if expelled {
+		return nil, ErrNotFound
+	}
 	if m != nil {
 		return m, nil
 	}
@@ -126,6 +129,9 @@ func (s *Store) mounted(e *entry) (*lowerMount, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if e.removed { // while it was being mounted; nobody would close the mount
+		return nil, errors.Join(ErrNotFound, m.Close())
+	}
 	if e.mount != nil { // adopted meanwhile
 		return e.mount, m.Close()
 	}

@@ -48,7 +48,8 @@ func (s *Store) Root(ctx context.Context, id string, layers []digest.Digest, o R
 	if len(layers) > maxLowers {
 		return nil, fmt.Errorf("%d layers, overlayfs takes %d", len(layers), maxLowers)
 	}
-	if err := s.reserve(id, layers); err != nil {
+	entries, err := s.reserve(id, layers)
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -66,13 +67,13 @@ func (s *Store) Root(ctx context.Context, id string, layers []digest.Digest, o R
 		defer func() { _ = o.UserNS.Close() }() // mounts hold it
 	}
 	var lowers []*lowerMount // top first
-	for _, l := range slices.Backward(layers) {
+	for _, e := range slices.Backward(entries) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		m, err := s.mountedByID(l)
+		m, err := s.mounted(e)
 		if err != nil {
-			return nil, fmt.Errorf("layer %s: %w", l, err)
+			return nil, fmt.Errorf("layer %s: %w", e.DiffID, err)
 		}
 		lowers = append(lowers, m)
 	}
@@ -86,17 +87,15 @@ func (s *Store) RemoveRoot(id string) error {
 		return fmt.Errorf("remove root of container %s: %w", id, err)
 	}
 	s.mu.Lock()
-	layers, ok := s.users[id]
+	entries, ok := s.users[id]
 	if !ok {
 		s.mu.Unlock()
 		return nil
 	}
 	doomed := s.discard(s.path("containers", id))
 	delete(s.users, id)
-	for _, l := range layers {
-		if e := s.layers[l]; e != nil {
-			e.refs--
-		}
+	for _, e := range entries {
+		e.refs--
 	}
 	s.mu.Unlock()
 	if err := os.RemoveAll(doomed); err != nil {
@@ -139,32 +138,25 @@ func topmost(layers []digest.Digest) []digest.Digest {
 }
 
 // reserve takes the layers for container id.
-func (s *Store) reserve(id string, layers []digest.Digest) error {
+func (s *Store) reserve(id string, layers []digest.Digest) ([]*entry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.users[id]; ok {
-		return ErrExists
+		return nil, ErrExists
 	}
+	var entries []*entry
 	for _, l := range layers {
-		if s.layers[l] == nil {
-			return fmt.Errorf("layer %s: %w", l, ErrNotFound)
+		e := s.layers[l]
+		if e == nil {
+			return nil, fmt.Errorf("layer %s: %w", l, ErrNotFound)
 		}
+		entries = append(entries, e)
 	}
-	for _, l := range layers {
-		s.layers[l].refs++
+	for _, e := range entries {
+		e.refs++
 	}
-	s.users[id] = layers
-	return nil
-}
-
-func (s *Store) mountedByID(id digest.Digest) (*lowerMount, error) {
-	s.mu.Lock()
-	e := s.layers[id]
-	s.mu.Unlock()
-	if e == nil { // expelled since it was reserved
-		return nil, ErrNotFound
-	}
-	return s.mounted(e)
+	s.users[id] = entries
+	return entries, nil
 }
 
 // makeContainerDir makes the record, upper and work. They belong to the root of the container's user namespace.

@@ -70,7 +70,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	layers map[digest.Digest]*entry
-	users  map[string][]digest.Digest // layers of each container root
+	users  map[string][]*entry // layers of each container root
 	closed bool
 }
 
@@ -93,7 +93,7 @@ func Open(c Config) (*Store, error) {
 		dirty:   make(chan struct{}, 1),
 		syncing: make(chan struct{}, 1),
 		layers:  map[digest.Digest]*entry{},
-		users:   map[string][]digest.Digest{},
+		users:   map[string][]*entry{},
 	}
 	s.discarded.Store(uint64(time.Now().UnixNano()))
 	if err := s.defaults(); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,25 +51,13 @@ func (s *Store) Sync(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	synced := false // directories are synced all at once
+	once := sync.OnceValue(func() error { return syncTree(s.path("layers")) })
 	for _, e := range pending {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("sync layers: %w", err))...)
 		}
-		var err error
-		switch {
-		case e.Format == EROFS:
-			err = errors.Join(syncFile(filepath.Join(e.dir, dataFile)), syncFile(filepath.Join(e.dir, metaFile)))
-		case !synced:
-			err = syncTree(s.path("layers"))
-			synced = err == nil
-		}
-		if err != nil && !s.isRemoved(e) {
-			errs = append(errs, fmt.Errorf("sync layer %s, which is now removed: %w", e.DiffID, err), s.expel(e))
-			continue
-		}
-		if err := s.promote(e); err != nil && !s.isRemoved(e) {
-			errs = append(errs, fmt.Errorf("record layer %s as durable: %w", e.DiffID, err)) // tried again next time
+		if err := s.syncLayer(e, once); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if err := syncFile(s.path("layers")); err != nil {
@@ -76,6 +65,47 @@ func (s *Store) Sync(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// syncLayer makes one layer durable, unless it is removed meanwhile. all syncs everything, for layers of many files.
+// It works below the layer's directory as it was opened: its path may be that of a younger layer by now, whose data is
+// not synced.
+func (s *Store) syncLayer(e *entry, all func() error) error {
+	dir, err := s.openEntry(e)
+	if err == nil && dir == nil {
+		return nil
+	}
+	if err == nil {
+		defer func() { _ = dir.Close() }() // only a handle
+		if e.Format == EROFS {
+			err = errors.Join(syncFile(below(dir, dataFile)), syncFile(below(dir, metaFile)))
+		} else {
+			err = all()
+		}
+	}
+	if err != nil && !s.isRemoved(e) {
+		return errors.Join(fmt.Errorf("sync layer %s, which is now removed: %w", e.DiffID, err), s.expel(e))
+	}
+	if err == nil {
+		err = s.promote(e, dir)
+	}
+	if err != nil && !s.isRemoved(e) {
+		return fmt.Errorf("record layer %s as durable: %w", e.DiffID, err) // tried again next time
+	}
+	return nil
+}
+
+// openEntry opens the directory of a layer; it is nil if the layer is removed.
+func (s *Store) openEntry(e *entry) (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.removed {
+		return nil, nil
+	}
+	return os.Open(e.dir)
+}
+
+// below names a file of an open directory.
+func below(dir *os.File, name string) string { return filepath.Join(procPath(dir), name) }
 
 func (s *Store) pending() (list []*entry) {
 	s.mu.Lock()
@@ -88,15 +118,15 @@ func (s *Store) pending() (list []*entry) {
 	return list
 }
 
-// promote records that e is durable; its data is.
-func (s *Store) promote(e *entry) error {
+// promote records that e, which lies in dir, is durable; its data is.
+func (s *Store) promote(e *entry, dir *os.File) error {
 	r := layerRecord{Layer: e.Layer, UUID: e.uuid}
 	r.Durable = true
-	path := filepath.Join(e.dir, layerFile)
+	path := below(dir, layerFile)
 	if err := record.Write(path, r); err != nil {
 		return err
 	}
-	if err := errors.Join(syncFile(path), syncFile(e.dir)); err != nil {
+	if err := errors.Join(syncFile(path), dir.Sync()); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -111,8 +141,8 @@ func (s *Store) isRemoved(e *entry) bool {
 	return e.removed
 }
 
-// expel removes a layer that nothing can be said about. An overlay directory that is in use stays on disk as long as
-// its record says pending, that is until the next boot.
+// expel removes a layer that nothing can be said about. An overlay directory that is in use is only put aside: its
+// containers go on, and the next boot deletes it.
 func (s *Store) expel(e *entry) error {
 	s.mu.Lock()
 	if e.removed {
@@ -120,10 +150,10 @@ func (s *Store) expel(e *entry) error {
 		return nil
 	}
 	if e.refs > 0 && e.Format == Overlay {
+		defer s.mu.Unlock()
 		e.removed = true
 		delete(s.layers, e.DiffID)
-		s.mu.Unlock()
-		return nil
+		return os.Rename(e.dir, fmt.Sprintf("%s%s%d", e.dir, asideMark, s.discarded.Add(1)))
 	}
 	doomed, mount := s.forget(e)
 	s.mu.Unlock()

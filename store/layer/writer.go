@@ -105,8 +105,10 @@ func (s *Store) adopt(w *Writer, r layerRecord) (Layer, error) {
 	final := s.path("layers", dirName(r.DiffID))
 	err := os.Rename(w.dir, final)
 	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) { // of a format that cannot be mounted now
-		s.deleteLater(s.discard(final))
-		err = os.Rename(w.dir, final)
+		if doomed := s.discard(final); doomed != final { // else deleting it would take what comes to lie there
+			s.deleteLater(doomed)
+			err = os.Rename(w.dir, final)
+		}
 	}
 	if err != nil {
 		return Layer{}, err
