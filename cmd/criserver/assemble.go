@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	systemd "github.com/coreos/go-systemd/v22/dbus"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/cni"
@@ -110,9 +109,9 @@ func (n *node) assembleRuntime() (*ociruntime.Runtime, runtimev1.CgroupDriver, e
 		c.PauseParent = pauseParent
 	}
 	if n.config.CgroupDriver == "systemd" || n.config.CgroupDriver == "auto" && cgroup.HostDriver() == cgroup.Systemd {
-		bus, err := systemd.NewWithContext(context.Background())
+		bus, err := cgroup.ConnectSystemd(context.Background())
 		if err != nil {
-			return nil, driver, fmt.Errorf("cgroup_driver: connect to systemd: %w", err)
+			return nil, driver, fmt.Errorf("cgroup_driver: %w", err)
 		}
 		n.closers = append(n.closers, func(context.Context) error { bus.Close(); return nil })
 		c.Systemd, driver = bus, runtimev1.CgroupDriver_SYSTEMD

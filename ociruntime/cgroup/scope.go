@@ -12,8 +12,8 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// Bus is what a Scope wants of systemd; the Conn of go-systemd has it (systemd.NewWithContext). Both calls return when the job is
-// queued; its result ("done") comes over ch.
+// Bus is what a Scope wants of systemd: a HostBus. Both calls return when the job is queued; its result ("done") comes
+// over ch, which must have room.
 type Bus interface {
 	StartTransientUnitContext(ctx context.Context, name, mode string, properties []systemd.Property, ch chan<- string) (int, error)
 	StopUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error)

@@ -13,8 +13,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-var _ Bus = (*systemd.Conn)(nil)
-
 func TestExpandSlice(t *testing.T) {
 	for _, c := range []struct{ parent, unit, path string }{
 		{"", "system.slice", "/system.slice"},
