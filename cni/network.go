@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,6 +57,28 @@ type snapshot struct {
 
 // New reads the configuration and begins to watch it.
 func New(conf Config) (*Network, error) {
+	n, err := open(conf)
+	if err != nil {
+		return nil, err
+	}
+	n.watch, err = startWatcher(n.conf.ConfDir, n.conf.Rescan, n.reload)
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", n.conf.ConfDir, err)
+	}
+	return n, nil
+}
+
+// Look tells what New would begin with. It asks no plugin for its status.
+func Look(conf Config) (Status, error) {
+	n, err := open(conf)
+	if err != nil {
+		return Status{}, err
+	}
+	return n.current.Load().status(), nil
+}
+
+// open reads the configuration once.
+func open(conf Config) (*Network, error) {
 	if conf.ConfDir == "" || len(conf.BinDirs) == 0 {
 		return nil, errors.New("configure the network: a configuration directory and a plugin directory are needed")
 	}
@@ -74,11 +97,6 @@ func New(conf Config) (*Network, error) {
 	}
 	n := &Network{conf: conf, exec: &pluginExec{bound: conf.PluginTimeout}}
 	n.reload()
-	watch, err := startWatcher(conf.ConfDir, conf.Rescan, n.reload)
-	if err != nil {
-		return nil, fmt.Errorf("watch %s: %w", conf.ConfDir, err)
-	}
-	n.watch = watch
 	return n, nil
 }
 
@@ -175,8 +193,12 @@ func (n *Network) publish(next, last *snapshot) {
 		n.conf.Log.Warn("no network for pods", "reason", next.problem)
 		return
 	}
-	n.conf.Log.Info("network configuration", "network", next.list.Name, "file", next.source,
-		"problem", next.problem, "missing", next.missing)
+	log := n.conf.Log.With("network", next.list.Name, "file", cmp.Or(next.source, "none, it is the embedded one"))
+	if trouble := cmp.Or(next.missing, next.problem); trouble != "" {
+		log.Warn("network configuration", "trouble", trouble)
+		return
+	}
+	log.Info("network configuration")
 }
 
 func confBytes(s *snapshot) []byte {

@@ -27,18 +27,26 @@ type Status struct {
 // configuration the network is not ready.
 func (n *Network) Status() Status {
 	s := n.current.Load()
+	st := s.status()
+	if !st.Ready {
+		return st
+	}
+	if err := n.probe.verdict(s.list, n.askStatus); err != nil {
+		st.Ready, st.Reason, st.Message = false, ReasonNotReady, err.Error()
+	}
+	return st
+}
+
+// status is what the configuration alone tells.
+func (s *snapshot) status() Status {
 	if s.list == nil {
 		return Status{Reason: ReasonNotReady, Message: s.problem}
 	}
 	st := Status{Network: s.list.Name, File: s.source}
-	switch {
-	case s.missing != "":
+	if s.missing != "" {
 		st.Reason, st.Message = ReasonNotReady, s.missing
-	default:
+	} else {
 		st.Ready, st.Message = true, s.problem
-		if err := n.probe.verdict(s.list, n.askStatus); err != nil {
-			st.Ready, st.Reason, st.Message = false, ReasonNotReady, err.Error()
-		}
 	}
 	return st
 }

@@ -154,18 +154,27 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 	return layers, images, nil
 }
 
-func (n *node) assembleNetwork() (*cni.Network, error) {
-	c := cni.Config{ConfDir: n.config.CNI.ConfDir, BinDirs: pluginDirs(n.config.CNI), Log: n.log}
-	if n.config.Network.Default == "on" {
-		d := &cni.DefaultNetwork{Bridge: n.config.Network.Bridge, DataDir: filepath.Join(n.config.State, "addresses")}
-		for _, s := range n.config.Network.Subnets {
-			p, err := netip.ParsePrefix(s)
-			if err != nil {
-				return nil, fmt.Errorf("network.subnets: %w", err)
-			}
-			d.Subnets = append(d.Subnets, p)
+// networkConfig is what package cni is to be given.
+func networkConfig(config Config, log *slog.Logger) (cni.Config, error) {
+	c := cni.Config{ConfDir: config.CNI.ConfDir, BinDirs: pluginDirs(config.CNI), Log: log}
+	if config.Network.Default != "on" {
+		return c, nil
+	}
+	c.Default = &cni.DefaultNetwork{Bridge: config.Network.Bridge, DataDir: filepath.Join(config.State, "addresses")}
+	for _, s := range config.Network.Subnets {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return c, fmt.Errorf("network.subnets: %w", err)
 		}
-		c.Default = d
+		c.Default.Subnets = append(c.Default.Subnets, p)
+	}
+	return c, nil
+}
+
+func (n *node) assembleNetwork() (*cni.Network, error) {
+	c, err := networkConfig(n.config, n.log)
+	if err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(n.config.State, 0o700); err != nil {
 		return nil, err

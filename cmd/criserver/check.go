@@ -46,6 +46,7 @@ var checks = []check{
 	{"erofs", checkErofs},
 	{"idmapped mounts", checkIDMapped},
 	{"cgroups", checkCgroups},
+	{"mount propagation", checkPropagation},
 	{"open files", checkFiles},
 	{"pause binary", checkPause},
 	{"root directory", checkRoot},
@@ -53,7 +54,6 @@ var checks = []check{
 	{"socket", checkSocket},
 	{"registry hosts", checkCerts},
 	{"pod network", checkNetwork},
-	{"network plugins", checkPlugins},
 	{"packet filter", checkFilter},
 	{"AppArmor", checkAppArmor},
 }

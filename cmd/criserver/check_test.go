@@ -50,10 +50,17 @@ func TestChecksLook(t *testing.T) {
 		return path
 	}
 	pause, text := write("bin/pause", 0o755), write("bin/text", 0o644)
-	write("conf/10-net.conflist", 0o644)
-	for _, name := range defaultPlugins {
+	network := func(name, conf string) CNI {
+		if err := os.WriteFile(write(name+"/10-net.conflist", 0o644), []byte(conf), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return CNI{ConfDir: filepath.Join(dir, name), BinDirs: []string{filepath.Join(dir, "plugins")}}
+	}
+	for _, name := range []string{"bridge", "host-local", "portmap"} {
 		write("plugins/"+name, 0o755)
 	}
+	plugins := []string{filepath.Join(dir, "plugins")}
+	subnets := []string{"10.77.0.0/16"}
 	for _, test := range []struct {
 		name   string
 		look   func(Config) finding
@@ -69,12 +76,13 @@ func TestChecksLook(t *testing.T) {
 		{"state cannot be written", checkState, Config{State: text + "/x"}, missing, text},
 		{"socket free", checkSocket, Config{Address: "unix://" + dir + "/s"}, good, "free"},
 		{"socket is a file", checkSocket, Config{Address: "unix://" + text}, missing, "not a socket"},
-		{"network configured", checkNetwork, Config{CNI: CNI{ConfDir: filepath.Join(dir, "conf")}}, good, "10-net.conflist"},
-		{"network by default", checkNetwork, Config{CNI: CNI{ConfDir: dir}, Network: Network{Default: "on", Bridge: "cri7"}}, good, "cri7"},
-		{"no network", checkNetwork, Config{CNI: CNI{ConfDir: dir}, Network: Network{Default: "off"}}, missing, dir},
-		{"plugins there", checkPlugins, Config{CNI: CNI{BinDirs: []string{filepath.Join(dir, "plugins")}}}, good, "plugins"},
-		{"plugins absent", checkPlugins, Config{CNI: CNI{BinDirs: []string{dir}}}, degraded, "bridge, host-local, portmap"},
-		{"hosts", checkCerts, Config{CertsDirs: []string{filepath.Join(dir, "none"), filepath.Join(dir, "conf")}}, good, "1 in"},
+		{"network configured", checkNetwork, Config{CNI: network("good", `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"}]}`)}, good, "net of " + dir},
+		{"network misconfigured", checkNetwork, Config{CNI: network("bad", `{"name":"net"`), Network: Network{Default: "on", Subnets: subnets}, State: dir}, degraded, "bad/10-net.conflist: "},
+		{"network without its plugin", checkNetwork, Config{CNI: network("none", `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"absent"}]}`)}, degraded, "plugin absent: not found in " + dir},
+		{"network by default", checkNetwork, Config{CNI: CNI{ConfDir: dir, BinDirs: plugins}, Network: Network{Default: "on", Bridge: "cri7", Subnets: subnets}, State: dir}, good, "cri7"},
+		{"default network without plugins", checkNetwork, Config{CNI: CNI{ConfDir: dir, BinDirs: []string{dir}}, Network: Network{Default: "on", Subnets: subnets}, State: dir}, degraded, "plugin bridge: not found"},
+		{"no network", checkNetwork, Config{CNI: CNI{ConfDir: dir, BinDirs: plugins}, Network: Network{Default: "off"}}, degraded, dir},
+		{"hosts", checkCerts, Config{CertsDirs: []string{filepath.Join(dir, "no"), filepath.Join(dir, "good")}}, good, "1 in"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := test.look(test.config)

@@ -7,10 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/ociruntime/mount"
 )
 
 func checkUser(Config) finding {
@@ -102,6 +104,19 @@ func checkSocket(c Config) finding {
 	return finding{found: path + ", there already: criserver runs, or was killed"}
 }
 
+// checkPropagation looks at the mount of /, which other mounts take their propagation from.
+func checkPropagation(Config) finding {
+	root, err := mount.OpenSource("/")
+	if err != nil {
+		return finding{degraded, err.Error(), "it is not known whether volumes propagate", "see mount_namespaces(7)"}
+	}
+	defer func() { _ = root.Close() }()
+	if shared, _, err := mount.SharedSource(root); err != nil || !shared {
+		return finding{degraded, "/ is not a shared mount", "containers whose volumes propagate mounts (storage plugins) do not start", "mount --make-rshared /"}
+	}
+	return finding{found: "/ is a shared mount"}
+}
+
 func checkCerts(c Config) finding {
 	for _, dir := range c.CertsDirs {
 		if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
@@ -112,37 +127,23 @@ func checkCerts(c Config) finding {
 }
 
 func checkNetwork(c Config) finding {
-	entries, err := os.ReadDir(c.CNI.ConfDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return finding{missing, err.Error(), "only pods on the host network run", "mend the directory, or set cni.conf_dir"}
+	const cost = "only pods on the host network run"
+	config, err := networkConfig(c, nil)
+	if err != nil {
+		return finding{degraded, err.Error(), cost, "mend the configuration"}
 	}
-	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); ext == ".conflist" || ext == ".conf" || ext == ".json" {
-			return finding{found: filepath.Join(c.CNI.ConfDir, e.Name())}
-		}
-	}
-	if c.Network.Default == "on" {
+	status, err := cni.Look(config)
+	switch {
+	case err != nil:
+		return finding{degraded, err.Error(), cost, "mend the configuration"}
+	case !status.Ready && status.Network == "":
+		return finding{degraded, status.Message, cost, "install or mend the network's configuration there, or set network.default to on"}
+	case !status.Ready:
+		return finding{degraded, status.Message, cost, "install it; make build makes those that come with criserver"}
+	case status.File == "":
 		return finding{found: fmt.Sprintf("embedded default: bridge %s, %s", c.Network.Bridge, strings.Join(c.Network.Subnets, " and "))}
 	}
-	return finding{missing, "no configuration in " + c.CNI.ConfDir, "only pods on the host network run", "install a CNI network, or set network.default to on"}
-}
-
-// defaultPlugins are those that the embedded default network needs.
-var defaultPlugins = []string{"bridge", "host-local", "portmap"}
-
-func checkPlugins(c Config) finding {
-	dirs := pluginDirs(c.CNI)
-	var absent []string
-	for _, name := range defaultPlugins {
-		if !slices.ContainsFunc(dirs, func(dir string) bool { return unix.Access(filepath.Join(dir, name), unix.X_OK) == nil }) {
-			absent = append(absent, name)
-		}
-	}
-	if len(absent) > 0 {
-		return finding{degraded, strings.Join(absent, ", ") + " not in " + strings.Join(dirs, ", "),
-			"networks that use them fail, the default one among them", "run make build, or install them to /opt/cni/bin"}
-	}
-	return finding{found: strings.Join(dirs, ", ")}
+	return finding{found: fmt.Sprintf("%s of %s", status.Network, status.File)}
 }
 
 func checkFilter(Config) finding {
