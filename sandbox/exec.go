@@ -88,7 +88,7 @@ func execError(ctx context.Context, c *container, timeout time.Duration, err err
 	if errors.Is(context.Cause(ctx), ErrExecTimeout) {
 		return fmt.Errorf("exec in container %s: %w after %s", c.id, ErrExecTimeout, timeout)
 	}
-	return fmt.Errorf("exec in container %s: %w", c.id, err)
+	return fmt.Errorf("exec in container %s: %w", c.id, ofProcess(err))
 }
 
 // capture reads one stream of a command.

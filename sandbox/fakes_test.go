@@ -290,6 +290,9 @@ func (c *fakeContainer) Delete(context.Context) error {
 
 // Exec runs a real command, in a process group of its own.
 func (c *fakeContainer) Exec(_ context.Context, e ociruntime.ExecConfig) (RuntimeExec, error) {
+	if err := c.n.effect("Exec", nil); err != nil {
+		return nil, err
+	}
 	cmd := exec.Command(e.Args[0], e.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = e.Stdout, e.Stderr
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}

@@ -197,6 +197,26 @@ func TestBadRequests(t *testing.T) {
 	})
 }
 
+// A process may end after its container was seen running.
+func TestProcessThatHasJustEnded(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, err := m.s.RunPod(t.Context(), podConfig(), "")
+		must(t, err)
+		config, logs := containerConfig(), podConfig()
+		config.LogPath, logs.LogDirectory = "log", t.TempDir()
+		id, err := m.s.CreateContainer(t.Context(), pod, config, logs)
+		must(t, err)
+		must(t, m.s.StartContainer(t.Context(), id))
+		must(t, m.s.ReopenContainerLog(t.Context(), id))
+		m.failing("Exec", ociruntime.ErrNotRunning)
+		m.failing("ReopenLog", ociruntime.ErrNotRunning)
+		want(t, "log", errors.Is(m.s.ReopenContainerLog(t.Context(), id), ErrState), true)
+		_, _, _, err = m.s.ExecSync(t.Context(), id, []string{"true"}, 0)
+		want(t, "exec", errors.Is(err, ErrState), true)
+		must(t, m.s.RemovePod(t.Context(), pod))
+	})
+}
+
 // life is the whole life of a pod; it goes on after failures as the kubelet would.
 func (m *machine) life(ctx context.Context) error {
 	pod, err := m.s.RunPod(ctx, podConfig(), "fast")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/criserver/criserver/ociruntime"
 	"github.com/criserver/criserver/stage"
 )
 
@@ -121,7 +122,15 @@ func (s *Service) ReopenContainerLog(ctx context.Context, id ContainerID) error 
 	if st.LogPath == "" {
 		return fmt.Errorf("%w: container %s has no log", ErrState, c.id)
 	}
-	return stage.Run(ctx, "reopen log", 30*time.Second, func(ctx context.Context) error { return rt.ReopenLog(ctx, st.LogPath) })
+	return ofProcess(stage.Run(ctx, "reopen log", 30*time.Second, func(ctx context.Context) error { return rt.ReopenLog(ctx, st.LogPath) }))
+}
+
+// ofProcess is err, a wrong state if it says that the process has ended since somebody looked.
+func ofProcess(err error) error {
+	if errors.Is(err, ociruntime.ErrNotRunning) {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return err
 }
 
 // runningContainer finds a container that must be running.
