@@ -227,6 +227,26 @@ func TestSyncOfARemovedLayerDoesNotVouchForItsSuccessor(t *testing.T) {
 	}
 }
 
+// A layer that is removed while Sync records it is gone with all its files.
+func TestRemoveWhileSyncing(t *testing.T) {
+	for _, format := range []Format{EROFS, Overlay} {
+		s := open(t, Config{Root: t.TempDir(), Format: format, BootID: "first"})
+		stream := archive(t, tar.Header{Name: "f", Size: 5000})
+		for range 200 {
+			id := add(t, s, stream)
+			synced := make(chan error, 1)
+			go func() { synced <- s.Sync(ctx) }()
+			if _, err := s.Remove(id); err != nil {
+				t.Errorf("%s: %v", format, err)
+			}
+			if err := <-synced; err != nil {
+				t.Errorf("%s: %v", format, err)
+			}
+		}
+		empty(t, s, "layers", "trash")
+	}
+}
+
 func TestUnsyncableLayerInUseGoesOn(t *testing.T) {
 	for _, format := range []Format{EROFS, Overlay} {
 		t.Run(string(format), func(t *testing.T) {

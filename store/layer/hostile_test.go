@@ -49,7 +49,7 @@ func rawHeader(name string, kind byte, size string) []byte {
 
 func TestHostileLayersAreRefused(t *testing.T) {
 	limits := tarstream.DefaultLimits()
-	limits.Entries, limits.Bytes, limits.Depth, limits.XattrBytes = 100, 1<<20, 20, 4000
+	limits.Entries, limits.Bytes, limits.Depth, limits.XattrBytes, limits.Text = 100, 1<<20, 20, 4000, 20000
 	big := member{header: tar.Header{Name: "big", Typeflag: tar.TypeReg, Size: 600 << 10}, content: strings.Repeat("b", 600<<10)}
 	bigger := big
 	bigger.header.Name = "bigger"
@@ -62,6 +62,19 @@ func TestHostileLayersAreRefused(t *testing.T) {
 	xattrs := func(m member, name, value string) member {
 		m.header.PAXRecords = map[string]string{"SCHILY.xattr." + name: value}
 		return m
+	}
+	manyNames := func(n int) (list []member) {
+		for i := range n {
+			list = append(list, file(fmt.Sprintf("%02d%s/f", i, strings.Repeat(strings.Repeat("n", 250)+"/", 8))))
+		}
+		return list
+	}
+	manyLists := func(n int) (list []member) {
+		for i := range n {
+			dir := member{header: tar.Header{Name: fmt.Sprint("d", i), Typeflag: tar.TypeDir}}
+			list = append(list, xattrs(dir, "system.posix_acl_default", "\x02\x00\x00\x00"+strings.Repeat(fmt.Sprintf("%08d", i), 400)))
+		}
+		return list
 	}
 	device := func(major, minor int64) member {
 		return member{header: tar.Header{Name: "dev", Typeflag: tar.TypeChar, Devmajor: major, Devminor: minor}}
@@ -106,6 +119,8 @@ func TestHostileLayersAreRefused(t *testing.T) {
 		{name: "garbage", raw: bytes.Repeat([]byte("garbage!"), 128), want: `before its first entry`},
 		{name: "xattrs over the limit", members: []member{xattrs(file("x"), "user.a", strings.Repeat("v", 4000))}, want: `"x": 1 xattrs of together 4006 bytes: the limits are 1024 and 4000`},
 		{name: "access list that is none", members: []member{xattrs(file("x"), "system.posix_acl_access", "nonsense")}, want: `"x": xattr system.posix_acl_access is not a POSIX access list`},
+		{name: "names over the limit", members: manyNames(11), want: `names, link targets and extended attributes are together more than the limit of 20000 bytes`},
+		{name: "access lists over the limit", members: manyLists(7), want: `names, link targets and extended attributes are together more than the limit of 20000 bytes`},
 		{name: "device number", members: []member{device(5000, 1)}, want: `"dev": device number 5000:1 is out of range`},
 		{name: "link to nothing", members: []member{symlink("l", "")}, want: `"l": symbolic link to nothing`},
 	}

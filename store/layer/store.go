@@ -84,6 +84,7 @@ type entry struct {
 	mounting sync.Mutex // one mounts or remounts, others wait
 	warm     time.Time  // until then what was unpacked may stay in page cache; zero: it was let go
 	removed  bool
+	writes   sync.WaitGroup // of its record; none begins once it is removed
 }
 
 // Open reads the store at c.Root, drops what a crash or a power loss left unfinished, and asks the kernel what it can.
@@ -219,6 +220,7 @@ func (s *Store) Remove(id digest.Digest) (freed int64, err error) {
 	}
 	doomed, mount := s.forget(e)
 	s.mu.Unlock()
+	e.writes.Wait() // a record that came after its directory was read would be left
 	if mount != nil {
 		err = mount.Close()
 	}

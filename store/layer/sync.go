@@ -123,7 +123,7 @@ func (s *Store) promote(e *entry, dir *os.File) error {
 	r := layerRecord{Layer: e.Layer, UUID: e.uuid}
 	r.Durable = true
 	path := below(dir, layerFile)
-	if err := record.Write(path, r); err != nil {
+	if err := s.writeRecord(e, path, r); err != nil {
 		return err
 	}
 	if err := errors.Join(syncFile(path), dir.Sync()); err != nil {
@@ -133,6 +133,19 @@ func (s *Store) promote(e *entry, dir *os.File) error {
 	e.Durable = true
 	s.mu.Unlock()
 	return nil
+}
+
+// writeRecord replaces the record of e, unless e is removed.
+func (s *Store) writeRecord(e *entry, path string, r layerRecord) error {
+	s.mu.Lock()
+	if e.removed {
+		s.mu.Unlock()
+		return ErrNotFound
+	}
+	e.writes.Add(1)
+	s.mu.Unlock()
+	defer e.writes.Done()
+	return record.Write(path, r)
 }
 
 func (s *Store) isRemoved(e *entry) bool {

@@ -139,7 +139,7 @@ func (w *Writer) finishDir(e *tarstream.Entry, fd int, name, real string, opaque
 		}
 	}
 	w.dirs[real] = later
-	return nil
+	return w.kept.Add(w.limits, e.Name, len(real)+len(later.acl))
 }
 
 // resetDir gives a directory that is there already what a later entry says. Its content and opacity stay.

@@ -27,6 +27,7 @@ type Writer struct {
 	made   int // inodes, also those that were replaced
 	sum    Summary
 	dirs   map[string]pendingDir // by path without symbolic links
+	kept   tarstream.Kept        // of dirs
 
 	lastFD             int    // a directory that is likely to be wanted again, or -1
 	lastReal, lastPath string // its path without symbolic links, and as an entry spelled it

@@ -17,7 +17,8 @@
 // # Memory
 //
 // Per entry: 56 bytes for the inode, 20 for the name's place, 4 to 16 for the hash table, 4 for the order of writing, the name itself and a
-// symbolic link's target; about 110 bytes with usual names. Distinct sets of extended attributes are kept once.
+// symbolic link's target; about 110 bytes with usual names. Distinct sets of extended attributes are kept once. Names,
+// targets and sets are together bounded by Limits.Text.
 // Beside that three buffers of 1 MiB. A name that was ever used costs its entry once, however often it is replaced,
 // and all work is linear in the length of the stream.
 package erofs

@@ -14,6 +14,7 @@ import (
 	goerofs "github.com/erofs/go-erofs"
 
 	"github.com/criserver/criserver/store/layer/tarstream"
+	"github.com/criserver/criserver/test/leak"
 )
 
 // readBack reads the image with go-erofs and compares every file with what the checker found.
@@ -139,8 +140,8 @@ func (f *failing) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func TestWriteErrorsComeBack(t *testing.T) {
+	leak.Check(t, leak.Only(leak.Goroutine))
 	stream := archive(t, tar.Header{Name: "a", Size: 9 << 20}, tar.Header{Name: "b", Size: 100})
-	before := runtime.NumGoroutine()
 	for name, limits := range map[string][2]int64{"data at once": {1 << 30, 0}, "data late": {1 << 30, 9 << 20}, "metadata": {0, 1 << 30}} {
 		w := NewWriter(&failing{limit: limits[0]}, &failing{limit: limits[1]}, tarstream.DefaultLimits())
 		err := w.Unpack(tarstream.NewReader(ctx, bytes.NewReader(stream), tarstream.DefaultLimits()))
@@ -155,8 +156,22 @@ func TestWriteErrorsComeBack(t *testing.T) {
 			t.Errorf("%s: a dead writer takes entries", name)
 		}
 	}
-	if after := runtime.NumGoroutine(); after > before {
-		t.Errorf("%d goroutines, %d before", after, before)
+}
+
+// A link of a few bytes in a compressed archive may be long, and is kept until the end.
+func TestLinkTargetsAreBounded(t *testing.T) {
+	limits := tarstream.DefaultLimits()
+	limits.Text = 20000
+	var headers []tar.Header
+	for i := range 6 {
+		headers = append(headers, tar.Header{Name: fmt.Sprint("l", i), Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("x/", 2000)})
+	}
+	_, _, err := build(archive(t, headers...), limits)
+	if !errors.Is(err, tarstream.ErrInvalid) || !strings.Contains(err.Error(), "more than the limit of 20000 bytes") {
+		t.Error(err)
+	}
+	if _, _, err := build(archive(t, headers[:4]...), limits); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -200,7 +215,7 @@ func (nowhere) Truncate(int64) error                   { return nil }
 
 // BenchmarkAdd measures the writer alone.
 func BenchmarkAdd(b *testing.B) {
-	w := NewWriter(nowhere{}, nowhere{}, tarstream.Limits{Entries: 1 << 30, Bytes: 1 << 50, NameBytes: 255, Depth: 100})
+	w := NewWriter(nowhere{}, nowhere{}, tarstream.Limits{Entries: 1 << 30, Bytes: 1 << 50, NameBytes: 255, Depth: 100, Text: 1 << 31})
 	defer w.Abort()
 	e := tarstream.Entry{Kind: tarstream.Regular, Perm: 0o644, Size: 10}
 	content := strings.NewReader("")

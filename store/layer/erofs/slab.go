@@ -31,18 +31,16 @@ type arena struct {
 	blocks [][]byte
 }
 
-// put copies s, which is shorter than arenaBlock. ok is false if 4 GiB are used up.
-func (a *arena) put(s string) (addr uint32, ok bool) {
+// put copies s, which is shorter than arenaBlock. There is room for 4 GiB; the limit of text is below that.
+func (a *arena) put(s string) (addr uint32) {
 	last := len(a.blocks) - 1
 	if last < 0 || len(a.blocks[last])+len(s) > arenaBlock {
-		if last++; last >= 1<<(32-arenaBits) {
-			return 0, false
-		}
+		last++
 		a.blocks = append(a.blocks, make([]byte, 0, arenaBlock))
 	}
 	off := len(a.blocks[last])
 	a.blocks[last] = append(a.blocks[last], s...)
-	return uint32(last)<<arenaBits | uint32(off), true
+	return uint32(last)<<arenaBits | uint32(off)
 }
 
 func (a *arena) get(addr uint32, n int) []byte {

@@ -43,6 +43,7 @@ type dirent struct {
 type tree struct {
 	limits  tarstream.Limits
 	names   arena
+	kept    tarstream.Kept
 	inodes  slab[inode]
 	dirents slab[dirent]
 	index   table
@@ -92,13 +93,12 @@ func (t *tree) bind(parent uint32, name string, ino uint32) error {
 		t.inodes.at(ino).nlink++
 		return nil
 	}
-	addr, ok := t.names.put(name)
-	if !ok {
-		return tarstream.Invalidf(name, "names and links of the layer are together more than 4 GiB")
+	if err := t.kept.Add(t.limits, name, len(name)); err != nil {
+		return err
 	}
 	n := t.dirents.add()
 	dir := t.inodes.at(parent)
-	*t.dirents.at(n) = dirent{parent: parent, name: addr, len: uint8(len(name)), inode: ino, next: dir.data}
+	*t.dirents.at(n) = dirent{parent: parent, name: t.names.put(name), len: uint8(len(name)), inode: ino, next: dir.data}
 	dir.data = n + 1
 	t.index.slots[slot] = n + 1
 	t.inodes.at(ino).nlink++

@@ -11,10 +11,11 @@ import (
 // Writer builds one image. Not safe for concurrent use. It ends with Finish or Abort.
 type Writer struct {
 	*tree
-	meta   Device
-	data   *dataWriter
-	xattrs xattrSets
-	ended  bool
+	meta    Device
+	data    *dataWriter
+	xattrs  xattrSets
+	counted int // sets of xattrs that were added to what is kept
+	ended   bool
 
 	lastPath string // a directory and its inode, valid until something is replaced
 	lastDir  uint32
@@ -55,8 +56,7 @@ func (w *Writer) Add(e *tarstream.Entry, content io.Reader) error {
 		return nil
 	}
 	if e.Path == "" {
-		w.setDir(w.inodes.at(rootInode), e)
-		return nil
+		return w.setDir(w.inodes.at(rootInode), e)
 	}
 	parent, name := tarstream.Split(e.Path)
 	dir, err := w.dir(e, parent)
@@ -110,12 +110,25 @@ func (w *Writer) add(e *tarstream.Entry, dir uint32, name string, i inode) error
 	} else {
 		i.mode |= uint16(e.Perm)
 	}
-	i.xattrs = w.xattrs.intern(e.Xattrs)
+	var err error
+	if i.xattrs, err = w.attributes(e); err != nil {
+		return err
+	}
 	ino, err := w.create(e.Name, i)
 	if err != nil {
 		return err
 	}
 	return w.bind(dir, name, ino)
+}
+
+// attributes gives the number of e's set of extended attributes.
+func (w *Writer) attributes(e *tarstream.Entry) (uint32, error) {
+	n := w.xattrs.intern(e.Xattrs)
+	if int(n) <= w.counted {
+		return n, nil
+	}
+	w.counted = int(n)
+	return n, w.kept.Add(w.limits, e.Name, len(w.xattrs.get(n)))
 }
 
 func (w *Writer) addWhiteout(e *tarstream.Entry, dir uint32, name string) error {
@@ -173,8 +186,7 @@ func (w *Writer) addDir(e *tarstream.Entry, dir uint32, name string) error {
 	if d := w.current(dir, name); d != nil {
 		old := w.inodes.at(d.inode)
 		if old.dir() {
-			w.setDir(old, e)
-			return nil
+			return w.setDir(old, e)
 		}
 		i.opaque = old.whiteout()
 	}
@@ -183,11 +195,12 @@ func (w *Writer) addDir(e *tarstream.Entry, dir uint32, name string) error {
 }
 
 // setDir gives a directory that is there already what a later entry says; it keeps its content.
-func (w *Writer) setDir(i *inode, e *tarstream.Entry) {
+func (w *Writer) setDir(i *inode, e *tarstream.Entry) (err error) {
 	i.mode = modeDir | uint16(e.Perm)
 	i.uid, i.gid = e.UID, e.GID
 	i.mtime, i.nsec = e.ModTime.Unix(), uint32(e.ModTime.Nanosecond())
-	i.xattrs = w.xattrs.intern(e.Xattrs)
+	i.xattrs, err = w.attributes(e)
+	return err
 }
 
 func (w *Writer) addFile(e *tarstream.Entry, dir uint32, name string, content io.Reader) error {
@@ -203,11 +216,10 @@ func (w *Writer) addFile(e *tarstream.Entry, dir uint32, name string, content io
 			i.data = block
 		}
 	case tarstream.Symlink:
-		addr, ok := w.names.put(e.Target)
-		if !ok {
-			return tarstream.Invalidf(e.Name, "names and links of the layer are together more than 4 GiB")
+		if err := w.kept.Add(w.limits, e.Name, len(e.Target)); err != nil {
+			return err
 		}
-		i.mode, i.size, i.data = modeLink, uint64(len(e.Target)), addr
+		i.mode, i.size, i.data = modeLink, uint64(len(e.Target)), w.names.put(e.Target)
 	case tarstream.Char:
 		i.mode, i.size = modeChar, uint64(deviceNumber(e.Major, e.Minor))
 	case tarstream.Block:

@@ -17,6 +17,7 @@ type Limits struct {
 	NameBytes  int   // of one component
 	Depth      int   // directories above an entry, counted where it comes to lie
 	XattrBytes int   // names and values of one entry's extended attributes
+	Text       int64 // bytes of names, link targets and attributes that unpacking keeps in memory; at most 2 GiB
 }
 
 // DefaultLimits are above every image seen in practice and below what hurts a node.
@@ -28,6 +29,7 @@ func DefaultLimits() Limits {
 		NameBytes:  255,  // NAME_MAX
 		Depth:      512,
 		XattrBytes: 64 << 10,
+		Text:       256 << 20,
 	}
 }
 
@@ -46,4 +48,15 @@ func Quote(name string) string {
 		return fmt.Sprintf("%q...%q", name[:most/2], name[len(name)-most/2:])
 	}
 	return fmt.Sprintf("%q", name)
+}
+
+// Kept counts what unpacking a layer keeps of its text.
+type Kept struct{ bytes int64 }
+
+// Add takes n more bytes of the entry called name.
+func (k *Kept) Add(l Limits, name string, n int) error {
+	if k.bytes += int64(n); k.bytes > l.Text {
+		return Invalidf(name, "names, link targets and extended attributes are together more than the limit of %d bytes", l.Text)
+	}
+	return nil
 }
