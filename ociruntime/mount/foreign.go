@@ -34,11 +34,13 @@ type Foreign struct {
 
 // NewForeign watches the mount table of the process.
 func NewForeign() (*Foreign, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	const name = "/proc/self/mountinfo"
+	// Not by os.Open: the Go runtime would poll the file too, and a change is reported to whoever polls first.
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	return &Foreign{table: f}, nil
+	return &Foreign{table: os.NewFile(uintptr(fd), name)}, nil
 }
 
 // Close ends the watching.
@@ -77,6 +79,7 @@ func (f *Foreign) refresh() error {
 	if f.read && err == nil && n == 0 {
 		return nil
 	}
+	f.read = false
 	if _, err := f.table.Seek(0, io.SeekStart); err != nil {
 		return err
 	}

@@ -1,9 +1,15 @@
 package mount
 
 import (
+	"errors"
+	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestForeignPoints(t *testing.T) {
@@ -26,6 +32,55 @@ func TestForeignPoints(t *testing.T) {
 		}
 	}
 }
+
+// The Go runtime polls files too, and whoever polls the table first is told of a change.
+func TestForeignSeesMountsThatRuntimeSaw(t *testing.T) {
+	f, err := NewForeign()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	dir := t.TempDir()
+	if crosses, _, err := f.Crosses(dir); crosses || err != nil {
+		t.Fatalf("before: %v, %v", crosses, err)
+	}
+	mountFUSE(t, dir)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeBoth(r, w)
+	_ = r.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	_, _ = r.Read(make([]byte, 1)) // nothing to do: the runtime polls
+	if crosses, _, err := f.Crosses(dir); !crosses || err != nil {
+		t.Errorf("after: %v, %v", crosses, err)
+	}
+}
+
+// mountFUSE mounts a file system that nobody serves.
+func mountFUSE(t *testing.T, dir string) {
+	t.Helper()
+	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no FUSE: %v", err)
+	}
+	m, err := New("fuse", "dead", ParseOptions([]string{fmt.Sprintf("fd=%d", server.Fd()), "rootmode=40000", "user_id=0", "group_id=0"}))
+	if err != nil {
+		_ = server.Close()
+		t.Skipf("no FUSE: %v", err)
+	}
+	defer m.Close()
+	if err := unix.MoveMount(int(m.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(unix.Unmount(dir, unix.MNT_DETACH), server.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func closeBoth(r, w *os.File) { _, _ = r.Close(), w.Close() }
 
 func BenchmarkCrosses(b *testing.B) {
 	f, err := NewForeign()
