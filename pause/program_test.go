@@ -63,7 +63,7 @@ func TestLongProgram(t *testing.T) {
 			// a poll of pause: the pidfd stands in a word of the blob
 			poll := make([]byte, 8)
 			nativeEndian.PutUint16(poll[4:], unix.POLLIN)
-			b.Call("pause lives", unix.SYS_POLL, program.Struct{Data: poll, Words: []program.Word{{Offset: 0, Value: program.Pause{}}}}, 1, 0).Zero()
+			b.Call("pause lives", unix.SYS_PPOLL, program.Struct{Data: poll, Words: []program.Word{{Offset: 0, Value: program.Pause{}}}}, 1, program.Bytes(make([]byte, 16)), nil, 0).Zero()
 			shell(b, "echo $$; pwd; ulimit -n; umask; ls /proc/self/fd | wc -l; grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status | tr -d '\\n'")
 		})
 		lines := strings.Split(out, "\n")

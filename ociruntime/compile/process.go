@@ -94,7 +94,7 @@ func (p process) finish() error {
 	p.dropBounding(caps.bounding)
 	p.enterAsUser(caps)
 	p.b.Call("ask to die with pause", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
-	p.b.Call("see that pause lives", unix.SYS_POLL, program.Struct{Data: pollFD(), Words: []program.Word{{Offset: 0, Value: program.Pause{}}}}, 1, 0).Zero()
+	p.b.Call("see that pause lives", unix.SYS_PPOLL, program.Struct{Data: pollFD(), Words: []program.Word{{Offset: 0, Value: program.Pause{}}}}, 1, program.Bytes(make([]byte, 16)), nil, 0).Zero()
 	p.confine(caps)
 	return p.execute()
 }

@@ -15,7 +15,7 @@ func sample() *Builder {
 	end := b.NewLabel()
 	fd := b.Call("open a file", unix.SYS_OPENAT, unix.AT_FDCWD, String("/a"), unix.O_RDONLY).Again().Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(end).Keep()
 	b.Call("read it", unix.SYS_READ, fd, Bytes(make([]byte, 16)), 16).Nonzero()
-	b.Call("poll", unix.SYS_POLL, Struct{Data: make([]byte, 8), Words: []Word{{0, Pause{}}}}, 1, 0).Zero()
+	b.Call("poll", unix.SYS_PPOLL, Struct{Data: make([]byte, 8), Words: []Word{{0, Pause{}}}}, 1, 0).Zero()
 	b.Place(end)
 	b.Call("duplicate", unix.SYS_DUP3, FD(2), 0, 0).TolerateAll()
 	b.ExecAll([]string{"/x/sh", "/y/sh"}, Strings{"sh", "/a"}, Strings{"A=b"})
@@ -29,7 +29,7 @@ func TestText(t *testing.T) {
 	}
 	want := `  0  $0 = openat(AT_FDCWD, "/a", 0) again | ENOENT or ENOTDIR -> 3  # open a file
   1  read($0, 00000000000000000000000000000000, 0x10) != 0  # read it
-  2  poll({0000000000000000 +0:pause}, 1, 0) == 0  # poll
+  2  ppoll({0000000000000000 +0:pause}, 1, 0) == 0  # poll
   3  dup3(fd[2], 0, 0) | any error  # duplicate
   4  execve("/x/sh", ["sh", "/a"], ["A=b"])  # execute /x/sh
   5  execve("/y/sh", ["sh", "/a"], ["A=b"])  # execute /y/sh

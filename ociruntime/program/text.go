@@ -11,7 +11,7 @@ import (
 
 // syscallNames has the calls that Programs of this project are made of.
 var syscallNames = map[uint32]string{
-	unix.SYS_READ: "read", unix.SYS_WRITE: "write", unix.SYS_CLOSE: "close", unix.SYS_POLL: "poll", unix.SYS_IOCTL: "ioctl",
+	unix.SYS_READ: "read", unix.SYS_WRITE: "write", unix.SYS_CLOSE: "close", unix.SYS_PPOLL: "ppoll", unix.SYS_IOCTL: "ioctl",
 	unix.SYS_SOCKET: "socket", unix.SYS_EXECVE: "execve", unix.SYS_FCHDIR: "fchdir", unix.SYS_CHDIR: "chdir",
 	unix.SYS_SETUID: "setuid", unix.SYS_SETSID: "setsid", unix.SYS_SETGROUPS: "setgroups", unix.SYS_SETRESUID: "setresuid",
 	unix.SYS_SETRESGID: "setresgid", unix.SYS_CAPSET: "capset", unix.SYS_PIVOT_ROOT: "pivot_root", unix.SYS_PRCTL: "prctl",
@@ -23,7 +23,7 @@ var syscallNames = map[uint32]string{
 	unix.SYS_FSCONFIG: "fsconfig", unix.SYS_FSMOUNT: "fsmount", unix.SYS_MOUNT_SETATTR: "mount_setattr", unix.SYS_SYMLINKAT: "symlinkat",
 	unix.SYS_SCHED_SETATTR: "sched_setattr", unix.SYS_SCHED_SETAFFINITY: "sched_setaffinity", unix.SYS_PERSONALITY: "personality",
 	unix.SYS_GETPID: "getpid", unix.SYS_EXIT_GROUP: "exit_group", unix.SYS_MOUNT: "mount", unix.SYS_SET_MEMPOLICY: "set_mempolicy",
-	unix.SYS_FCNTL: "fcntl", unix.SYS_KILL: "kill", unix.SYS_PAUSE: "pause", unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask",
+	unix.SYS_FCNTL: "fcntl", unix.SYS_KILL: "kill", unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask",
 }
 
 func syscallName(nr uint32) string {
