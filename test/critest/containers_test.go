@@ -1,7 +1,6 @@
 package critest
 
 import (
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,18 +119,11 @@ func TestContainerFilters(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var got, want []string
-			for _, c := range r.GetContainers() {
-				got = append(got, c.GetId())
-			}
+			var want []string
 			for _, c := range row.want {
 				want = append(want, c.id)
 			}
-			slices.Sort(got)
-			slices.Sort(want)
-			if !slices.Equal(got, want) {
-				t.Errorf("listed %q instead of %q", got, want)
-			}
+			listed(t, r.GetContainers(), want)
 		})
 	}
 }

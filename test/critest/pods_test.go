@@ -125,19 +125,26 @@ func TestPodFilters(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var got, want []string
-			for _, p := range r.GetItems() {
-				got = append(got, p.GetId())
-			}
+			var want []string
 			for _, p := range row.want {
 				want = append(want, p.id)
 			}
-			slices.Sort(got)
-			slices.Sort(want)
-			if !slices.Equal(got, want) {
-				t.Errorf("listed %q instead of %q", got, want)
-			}
+			listed(t, r.GetItems(), want)
 		})
+	}
+}
+
+// listed wants a list to have the items with these ids, in any order.
+func listed[T interface{ GetId() string }](t *testing.T, items []T, want []string) {
+	t.Helper()
+	var got []string
+	for _, item := range items {
+		got = append(got, item.GetId())
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("listed %q instead of %q", got, want)
 	}
 }
 

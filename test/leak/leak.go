@@ -63,32 +63,32 @@ func Diff(before, after State) []Difference {
 		if !ok || !too {
 			continue
 		}
-		for _, line := range minus(is, was) {
+		for _, line := range Surplus(is, was) {
 			all = append(all, Difference{Kind: kind, Line: line})
 		}
 		if kind.onlyNew() {
 			continue
 		}
-		for _, line := range minus(was, is) {
+		for _, line := range Surplus(was, is) {
 			all = append(all, Difference{Kind: kind, Line: line, Gone: true})
 		}
 	}
 	return all
 }
 
-// minus returns the lines of a that are not in b, each as often as a has more of them.
-func minus(a, b []string) []string {
+// Surplus returns the lines of now that are not in before, each as often as now has more of them.
+func Surplus(now, before []string) []string {
 	count := map[string]int{}
-	for _, line := range b {
+	for _, line := range before {
 		count[line]++
 	}
-	var rest []string
-	for _, line := range a {
+	var more []string
+	for _, line := range now {
 		if count[line]--; count[line] < 0 {
-			rest = append(rest, line)
+			more = append(more, line)
 		}
 	}
-	return rest
+	return more
 }
 
 type config struct {

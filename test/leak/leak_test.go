@@ -349,6 +349,45 @@ func TestWhatDisappearsIsReportedToo(t *testing.T) {
 	}
 }
 
+// What another process has open is seen: of this one, files, a socket, a namespace and a detached mount.
+func TestDescriptorsOf(t *testing.T) {
+	if os.Getenv(inHostEnv) == "" {
+		t.Skip("needs root: makes a mount")
+	}
+	look := func() []string {
+		lines, err := DescriptorsOf(os.Getpid())
+		must(t, err)
+		return lines
+	}
+	for _, row := range []struct {
+		name, want string
+		open       func() (int, error)
+	}{
+		{"file", "/dev/full", func() (int, error) { return unix.Open("/dev/full", unix.O_RDONLY|unix.O_CLOEXEC, 0) }},
+		{"socket", "socket:[N]", func() (int, error) { return unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) }},
+		{"namespace", "net:[N]", func() (int, error) { return unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0) }},
+		{"detached mount", MountOf(unix.TMPFS_MAGIC), func() (int, error) {
+			config, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+			must(t, err)
+			defer func() { must(t, unix.Close(config)) }()
+			must(t, unix.FsconfigCreate(config))
+			return unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, 0)
+		}},
+	} {
+		before := look()
+		fd, err := row.open()
+		must(t, err)
+		more := Surplus(look(), before)
+		must(t, unix.Close(fd))
+		if !slices.Equal(more, []string{row.want}) {
+			t.Errorf("%s: %q are more", row.name, more)
+		}
+		if more := Surplus(look(), before); len(more) != 0 {
+			t.Errorf("%s: %q are more when it is closed", row.name, more)
+		}
+	}
+}
+
 func TestDiff(t *testing.T) {
 	before := State{Mount: {"a", "b", "b"}, Process: {"p1"}, Link: {"lo"}}
 	after := State{Mount: {"b", "c", "c"}, Process: {"p2"}, File: {"f"}}

@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // ownChild begins the line of a descendant of the test process.
@@ -134,6 +136,38 @@ func descriptors(*config) ([]string, error) {
 	}
 	return lines, nil
 }
+
+var number = regexp.MustCompile(`\d+`)
+
+// DescriptorsOf is what the descriptors of any process lead to, with the numbers of sockets and the like left out, so that one
+// process can be compared with its successor.
+func DescriptorsOf(pid int) ([]string, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		target, err := os.Readlink(path)
+		if err != nil {
+			continue // closed meanwhile
+		}
+		if !filepath.IsAbs(target) || strings.HasPrefix(target, "/proc/") {
+			target = number.ReplaceAllString(target, "N")
+		}
+		var fs unix.Statfs_t
+		if target == "/" && unix.Statfs(path, &fs) == nil {
+			target = MountOf(fs.Type)
+		}
+		lines = append(lines, target)
+	}
+	return lines, nil
+}
+
+// MountOf is the line of a descriptor of a detached mount's root; what file system it is is all that tells which.
+func MountOf(magic int64) string { return fmt.Sprintf("/ of a file system of type %#x", magic) }
 
 var goroutineHead = regexp.MustCompile(`^goroutine (\d+) `)
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +20,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/test/leak"
 )
 
 // daemon is a criserver that is killed and started again under one connection.
@@ -169,40 +170,12 @@ func (d *daemon) lastLog() string {
 	return strings.Join(lines[max(0, len(lines)-40):], "")
 }
 
-var number = regexp.MustCompile(`\d+`)
-
-// descriptors is what those of criserver lead to, without numbers, so that one process can be compared with another.
+// descriptors is what those of criserver lead to.
 func (d *daemon) descriptors() ([]string, error) {
 	d.mu.Lock()
 	pid := d.cmd.Process.Pid
 	d.mu.Unlock()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	var lines []string
-	for _, e := range entries {
-		target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
-		if err != nil {
-			continue // closed meanwhile
-		}
-		if !filepath.IsAbs(target) || strings.HasPrefix(target, "/proc/") {
-			target = number.ReplaceAllString(target, "N")
-		}
-		lines = append(lines, target)
-	}
-	return lines, err
-}
-
-// surplus is the lines of now that are not in before, each as often as now has more of them.
-func surplus(now, before []string) []string {
-	rest := slices.Clone(before)
-	var more []string
-	for _, line := range now {
-		if i := slices.Index(rest, line); i >= 0 {
-			rest = slices.Delete(rest, i, i+1)
-		} else {
-			more = append(more, line)
-		}
-	}
-	return more
+	return leak.DescriptorsOf(pid)
 }
 
 // threads tells how many threads criserver has: they tell of goroutines that block in system calls.

@@ -214,7 +214,7 @@ func (s *soak) compare(before state) {
 		if err != nil {
 			s.t.Error(err)
 		}
-		if more = surplus(now, before.descriptors); len(more) == 0 || time.Now().After(over) {
+		if more = leak.Surplus(now, before.descriptors); len(more) == 0 || time.Now().After(over) {
 			break
 		}
 		<-time.After(100 * time.Millisecond)
