@@ -271,7 +271,6 @@ func join[S ~string](ctx context.Context, changes *stage.Group[struct{}], id S, 
 	_, err := changes.Join(ctx, string(id), "", stage.Work[struct{}]{
 		Start: func(ctx context.Context) (struct{}, error) { return struct{}{}, change(ctx) },
 		Undo:  func(context.Context, struct{}) error { return nil },
-		Valid: func(struct{}) bool { return false },
 	})
 	return err
 }

@@ -42,7 +42,7 @@ type Work[T any] struct {
 	// Undo removes what Start made. It is idempotent and called again later if it fails.
 	Undo func(context.Context, T) error
 	// Valid says whether the object that Start made may still answer for the request (READY, CREATED). It must be quick
-	// and not call the group, whose lock is held.
+	// and not call the group, whose lock is held. nil: the result is for those who wait for it, and forgotten then.
 	Valid func(T) bool
 }
 
@@ -247,7 +247,7 @@ func (g *Group[T]) run(ctx context.Context, prev, e *entry[T]) {
 	e.result, e.err = result, err
 	close(e.done)
 	switch {
-	case err == nil:
+	case err == nil && e.work.Valid != nil:
 		g.expire(e)
 	case g.entries[e.key] != e: // the one that superseded e finds what e owes
 	case e.owed != nil:

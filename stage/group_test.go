@@ -275,6 +275,30 @@ func TestInvalidResultsAreForgotten(t *testing.T) {
 	})
 }
 
+func TestResultForThoseWhoWaitIsForgotten(t *testing.T) {
+	in(t, func(t *testing.T, g *Group[int], w *workshop) {
+		work := w.work()
+		work.Valid = nil
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				n, err := g.Join(t.Context(), "pod", "f", work)
+				want(t, "result", n, 1)
+				want(t, "error", err, nil)
+			})
+		}
+		wg.Wait()
+		want(t, "remembered", len(g.entries), 0)
+		n, _ := g.Join(t.Context(), "pod", "f", work)
+		want(t, "the next one's", n, 2)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, _ = g.Join(ctx, "pod", "f", work)
+		pass(time.Hour)
+		want(t, "undone", len(w.undone), 0)
+	})
+}
+
 func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, w := NewGroup[int]("make", nil, nil), &workshop{}
