@@ -156,12 +156,28 @@ func ipv6Enabled() bool {
 	return true
 }
 
-// ensure makes sure that what all pods of the default network share is there, before the plugins of list run. It looks
-// every time, since `nft flush ruleset` is how many a firewall is reloaded; that costs two netlink requests.
-func (d *DefaultNetwork) ensure(list *libcni.NetworkConfigList) error {
+// ensureDefault makes sure, before the plugins of list run, that what all pods of the default network share is there. Pods
+// that come while one look is under way wait for that one together, each as long as its ctx lasts.
+func (n *Network) ensureDefault(ctx context.Context, list *libcni.NetworkConfigList) error {
+	d := n.conf.Default
 	if d == nil || list.Name != d.Name {
 		return nil
 	}
+	look := n.looks.DoChan("", func() (any, error) {
+		n.shared.Lock()
+		defer n.shared.Unlock()
+		return nil, d.ensure()
+	})
+	select {
+	case result := <-look:
+		return result.Err
+	case <-ctx.Done():
+		return fmt.Errorf("default network %s: look at what its pods share: %w", d.Name, context.Cause(ctx))
+	}
+}
+
+// ensure looks every time, since `nft flush ruleset` is how many a firewall is reloaded; that costs two netlink requests.
+func (d *DefaultNetwork) ensure() error {
 	if err := d.ensureBridge(); err != nil {
 		return fmt.Errorf("default network %s: bridge %s: %w", d.Name, d.Bridge, err)
 	}

@@ -32,8 +32,12 @@
 // Its configuration is generated for each pod, with the plugins that this pod needs. What pods share is made in-process
 // before the plugins run, looked at again at every Add, and removed by RemoveDefault: the bridge; one nftables table
 // inet criserver-<bridge> that masquerades (the plugin's way costs some 100 ms a pod); where the policy of forwarding is
-// DROP, two rules that accept the bridge's traffic; accept_ra 2 for devices of the host that learn routes from IPv6
-// routers, which forwarding would end.
+// DROP, two rules that accept the bridge's traffic.
+//
+// Two sysctls of the host are changed and stay changed: forwarding of both families, by the bridge plugin, and with that
+// accept_ra from 1 to 2 for devices that learn routes from IPv6 routers, since a host that forwards would no longer
+// listen to them. Nobody could tell at the end who else relies on them by then; Docker, the plugins alone and every
+// peer leave forwarding on for that reason.
 //
 // # Files on disk
 //

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sync/singleflight"
 )
 
 // ErrNotReady says that there is no network a pod could be attached to; its text tells why.
@@ -40,7 +41,8 @@ type Network struct {
 
 	current atomic.Pointer[snapshot] // replaced whole, by the watcher, by New and by Plan under load
 	load    sync.Mutex               // one reading of ConfDir at a time; held for no plugin
-	shared  sync.Mutex               // what all pods of the default network share is made by one at a time
+	looks   singleflight.Group       // see ensureDefault
+	shared  sync.Mutex               // what all pods of the default network share is made or removed by one at a time
 	watch   *watcher
 	probe   prober
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,6 +29,7 @@ echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/x"}],"ips":
 	failAdd   = pluginHead + `[ "$CNI_COMMAND" = ADD ] || exit 0; echo '{"code":11,"msg":"no luck","details":"try later"}'; exit 1`
 	failBoth  = pluginHead + `echo "bad $CNI_COMMAND day" >&2; exit 3`
 	failDel   = pluginHead + `[ "$CNI_COMMAND" = DEL ] && exit 4; echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.2.3/24"}]}'`
+	hang      = pluginHead + `exec sleep 1000`
 	hangAdd   = pluginHead + `[ "$CNI_COMMAND" = ADD ] || exit 0; echo waiting >&2; sleep 1000 & echo $! > "$0.child"; wait`
 	noAddress = pluginHead + `[ "$CNI_COMMAND" = ADD ] || exit 0; echo '{"cniVersion":"1.0.0"}'`
 	nullIP    = pluginHead + `[ "$CNI_COMMAND" = ADD ] || exit 0; echo '{"cniVersion":"1.0.0","ips":[null]}'`
@@ -88,7 +90,6 @@ func TestAddFails(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		plugins []string
-		change  func(*Config)
 		want    []string // parts of the error
 		owed    bool     // DEL failed too
 		dels    string   // calls of the first plugin
@@ -102,8 +103,6 @@ func TestAddFails(t *testing.T) {
 			want: []string{"plugin p1: ADD failed", "undo it: plugin p1: DEL failed"}, owed: true, dels: "ADD"},
 		{name: "missing", plugins: []string{goodPlugin, ""},
 			want: []string{"plugin p1: not found in ", "(wanted for ADD)", "undo it: plugin p1: not found"}, owed: true, dels: "ADD"},
-		{name: "hangs", plugins: []string{hangAdd}, change: func(c *Config) { c.PluginTimeout = 300 * time.Millisecond },
-			want: []string{"plugin p0: no answer to ADD after 0.3s (killed)", `"waiting"`}, dels: "ADD DEL"},
 		{name: "no address", plugins: []string{noAddress},
 			want: []string{"network shell: the plugins gave the pod no address"}, dels: "ADD DEL"},
 		{name: "null address", plugins: []string{nullIP}, want: []string{"plugin p0: answer to ADD: null in the list"}, dels: "ADD DEL"},
@@ -111,7 +110,7 @@ func TestAddFails(t *testing.T) {
 			want: []string{"plugin p0: answer to ADD: "}, dels: "ADD DEL"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			n, bin := shellNetwork(t, tc.change, tc.plugins...)
+			n, bin := shellNetwork(t, nil, tc.plugins...)
 			debt, err := n.Plan(somePod)
 			if err != nil {
 				t.Fatal(err)
@@ -136,47 +135,61 @@ func TestAddFails(t *testing.T) {
 	}
 }
 
-func TestHangingPluginIsKilledWithItsChildren(t *testing.T) {
-	n, bin := shellNetwork(t, func(c *Config) { c.PluginTimeout = 300 * time.Millisecond }, hangAdd)
+func TestHangingPluginIsBounded(t *testing.T) {
+	n, _ := shellNetwork(t, func(c *Config) { c.PluginTimeout = 300 * time.Millisecond }, hang)
 	debt, err := n.Plan(somePod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Add(context.Background(), debt); err == nil {
-		t.Fatal("ADD succeeded")
+	_, err = n.Add(context.Background(), debt)
+	var failed *AddError
+	if !errors.As(err, &failed) || failed.Undo == nil {
+		t.Fatalf("ADD: %v, want an AddError that owes a DEL", err)
 	}
-	waitGone(t, childOf(t, filepath.Join(bin, "p0.child")))
+	after := regexp.MustCompile(`^plugin p0: no answer to ADD after [\d.]+s \(killed\).*; undo it: plugin p0: no answer to DEL after [\d.]+s \(killed\)`)
+	if !after.MatchString(err.Error()) {
+		t.Errorf("ADD: %v, want %s", err, after)
+	}
 }
 
-func TestCallersDeadlineAndCancel(t *testing.T) {
+// The caller may give up too. The plugin is killed with its children, and what it began is undone on a context of its own.
+func TestCallerGivesUp(t *testing.T) {
 	for _, tc := range []struct {
-		name string
-		ctx  func() (context.Context, context.CancelFunc)
-		want string
+		name  string
+		cause error
+		want  string
 	}{
-		{"deadline", func() (context.Context, context.CancelFunc) {
-			return context.WithTimeout(context.Background(), 200*time.Millisecond)
-		}, "plugin p0: no answer to ADD after 0.2s (killed)"},
-		{"cancelled", func() (context.Context, context.CancelFunc) {
-			ctx, cancel := context.WithCancel(context.Background())
-			cancel()
-			return ctx, cancel
-		}, "plugin p0: ADD given up after 0.0s (killed): context canceled"},
+		{"deadline", context.DeadlineExceeded, `^plugin p0: no answer to ADD after [\d.]+s \(killed\); it wrote "waiting"$`},
+		{"cancelled", context.Canceled, `^plugin p0: ADD given up after [\d.]+s \(killed\): context canceled; it wrote "waiting"$`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n, bin := shellNetwork(t, nil, hangAdd)
+			fifo := filepath.Join(bin, "p0.child")
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
 			debt, err := n.Plan(somePod)
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := tc.ctx()
-			defer cancel()
+			ctx, giveUp := context.WithCancelCause(t.Context())
+			child := make(chan string, 1)
+			go func() {
+				pid, _ := os.ReadFile(fifo) // once the plugin runs
+				child <- strings.TrimSpace(string(pid))
+				giveUp(tc.cause)
+			}()
 			_, err = n.Add(ctx, debt)
-			if err == nil || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("ADD: %v, want %q", err, tc.want)
+			if err == nil || !regexp.MustCompile(tc.want).MatchString(err.Error()) {
+				t.Errorf("ADD: %v, want %s", err, tc.want)
 			}
-			if got := calls(t, bin, "p0"); got[len(got)-1] != "DEL" { // on a context of its own
-				t.Errorf("calls %v, want a DEL last", got)
+			pid, err := strconv.Atoi(<-child)
+			if err != nil {
+				t.Fatal(err)
+			}
+			waitGone(t, pid)
+			if got := strings.Join(calls(t, bin, "p0"), " "); got != "ADD DEL" {
+				t.Errorf("calls %q, want a DEL after the ADD", got)
 			}
 		})
 	}

@@ -50,10 +50,7 @@ func (n *Network) add(ctx context.Context, debt *Debt) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.shared.Lock()
-	err = n.conf.Default.ensure(list)
-	n.shared.Unlock()
-	if err != nil {
+	if err := n.ensureDefault(ctx, list); err != nil {
 		return nil, err
 	}
 	var prev types.Result
