@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/store/layer/tarstream"
+	"github.com/criserver/criserver/store/layer/tartest"
 )
 
 // reopen opens the store of s again, as after a kill or, with another boot, a power loss.
@@ -27,11 +28,11 @@ func reopen(t *testing.T, s *Store, boot string) *Store {
 func TestPowerLossDropsPendingLayersOnly(t *testing.T) {
 	for _, format := range []Format{EROFS, Overlay} {
 		s := open(t, Config{Root: t.TempDir(), Format: format, BootID: "first"})
-		durable := add(t, s, archive(t, tar.Header{Name: "durable", Size: 9000}))
+		durable := add(t, s, tartest.Archive(t, tar.Header{Name: "durable", Size: 9000}))
 		if err := s.Sync(ctx); err != nil {
 			t.Fatal(err)
 		}
-		pending := add(t, s, archive(t, tar.Header{Name: "pending", Size: 9000}))
+		pending := add(t, s, tartest.Archive(t, tar.Header{Name: "pending", Size: 9000}))
 		root, err := s.Root(ctx, "c", []digest.Digest{durable, pending}, RootOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -85,7 +86,7 @@ func TestOpenDropsLeftoversAndDamage(t *testing.T) {
 		{"unfinished layer", func(s *Store, _ string) error {
 			w, err := s.Begin(ctx)
 			if err == nil {
-				_, err = w.ReadFrom(bytes.NewReader(archive(t, tar.Header{Name: "d/x", Size: 5000})))
+				_, err = w.ReadFrom(bytes.NewReader(tartest.Archive(t, tar.Header{Name: "d/x", Size: 5000})))
 			}
 			return err
 		}, true},
@@ -99,7 +100,7 @@ func TestOpenDropsLeftoversAndDamage(t *testing.T) {
 		for _, row := range rows {
 			t.Run(string(format)+" "+row.name, func(t *testing.T) {
 				s := open(t, Config{Root: t.TempDir(), Format: format})
-				id := add(t, s, archive(t, tar.Header{Name: "f", Size: 5000}))
+				id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 5000}))
 				if err := s.Sync(ctx); err != nil {
 					t.Fatal(err)
 				}
@@ -136,7 +137,7 @@ func smallDisk(t *testing.T, size string) string {
 
 func TestFullDiskLeavesNothing(t *testing.T) {
 	disk := smallDisk(t, "3m")
-	stream := archive(t, tar.Header{Name: "d/small", Size: 5000}, tar.Header{Name: "large", Size: 8 << 20})
+	stream := tartest.Archive(t, tar.Header{Name: "d/small", Size: 5000}, tar.Header{Name: "large", Size: 8 << 20})
 	unpackers := map[Format]func(string, tarstream.Limits) (unpacker, error){EROFS: newErofsUnpacker, Overlay: newDirUnpacker}
 	for format, begin := range unpackers {
 		dir := filepath.Join(disk, string(format))
@@ -170,7 +171,7 @@ func TestFullDiskLeavesNothing(t *testing.T) {
 
 func TestFullDiskStillDeletes(t *testing.T) {
 	s := open(t, Config{Root: smallDisk(t, "2m"), Format: Overlay})
-	id := add(t, s, archive(t, tar.Header{Name: "f", Size: 1 << 20}))
+	id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 1 << 20}))
 	fill := s.path("fill")
 	if err := os.WriteFile(fill, make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("disk is not full: %v", err)
@@ -186,7 +187,7 @@ func TestFullDiskStillDeletes(t *testing.T) {
 
 func TestUnsyncableLayerIsRemoved(t *testing.T) {
 	s := open(t, Config{Root: t.TempDir(), Format: EROFS})
-	id := add(t, s, archive(t, tar.Header{Name: "f", Size: 5000}))
+	id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 5000}))
 	if err := os.Remove(s.path("layers", dirName(id), dataFile)); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +204,7 @@ func TestUnsyncableLayerIsRemoved(t *testing.T) {
 func TestSyncOfARemovedLayerDoesNotVouchForItsSuccessor(t *testing.T) {
 	for _, format := range []Format{EROFS, Overlay} {
 		s := open(t, Config{Root: t.TempDir(), Format: format, BootID: "first"})
-		stream := archive(t, tar.Header{Name: "f", Size: 5000})
+		stream := tartest.Archive(t, tar.Header{Name: "f", Size: 5000})
 		id := add(t, s, stream)
 		old := s.pending()[0]
 		dir, err := s.openEntry(old)
@@ -231,7 +232,7 @@ func TestSyncOfARemovedLayerDoesNotVouchForItsSuccessor(t *testing.T) {
 func TestRemoveWhileSyncing(t *testing.T) {
 	for _, format := range []Format{EROFS, Overlay} {
 		s := open(t, Config{Root: t.TempDir(), Format: format, BootID: "first"})
-		stream := archive(t, tar.Header{Name: "f", Size: 5000})
+		stream := tartest.Archive(t, tar.Header{Name: "f", Size: 5000})
 		for range 200 {
 			id := add(t, s, stream)
 			synced := make(chan error, 1)
@@ -251,7 +252,7 @@ func TestUnsyncableLayerInUseGoesOn(t *testing.T) {
 	for _, format := range []Format{EROFS, Overlay} {
 		t.Run(string(format), func(t *testing.T) {
 			s := open(t, Config{Root: t.TempDir(), Format: format, BootID: "first"})
-			stream := archive(t, tar.Header{Name: "d/f", Size: 5000})
+			stream := tartest.Archive(t, tar.Header{Name: "d/f", Size: 5000})
 			build := func(container string) *os.File {
 				f, err := s.Root(ctx, container, []digest.Digest{digest.FromBytes(stream)}, RootOptions{})
 				if err != nil {

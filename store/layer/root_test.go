@@ -15,13 +15,15 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/store/layer/tartest"
 )
 
 func TestManyLowers(t *testing.T) {
 	eachWay(t, func(t *testing.T, s *Store) {
 		var layers []digest.Digest
 		for i := range 501 {
-			layers = append(layers, add(t, s, archive(t, tar.Header{Name: fmt.Sprint("f", i), Size: 1}, tar.Header{Name: "top", Size: int64(i)})))
+			layers = append(layers, add(t, s, tartest.Archive(t, tar.Header{Name: fmt.Sprint("f", i), Size: 1}, tar.Header{Name: "top", Size: int64(i)})))
 		}
 		if _, err := s.Root(ctx, "c", layers, RootOptions{}); err == nil || !strings.Contains(err.Error(), "501 layers, overlayfs takes 500") {
 			t.Errorf("501 layers: %v", err)
@@ -45,7 +47,7 @@ func TestManyLowers(t *testing.T) {
 
 func TestRootFailureLeavesNothing(t *testing.T) {
 	eachWay(t, func(t *testing.T, s *Store) {
-		id := add(t, s, archive(t, tar.Header{Name: "f"}))
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "f"}))
 		missing := digest.FromString("missing")
 		if _, err := s.Root(ctx, "c", []digest.Digest{id, missing}, RootOptions{}); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), string(missing)) {
 			t.Errorf("missing layer: %v", err)
@@ -91,8 +93,8 @@ func TestOverlayErrorsTellWhy(t *testing.T) {
 // system from the next store.
 func TestKeptMountSharesPageCache(t *testing.T) {
 	s := open(t, Config{Root: t.TempDir(), Format: EROFS, roots: rootsDetached})
-	id := add(t, s, archive(t, tar.Header{Name: "f", Size: 4096}))
-	other := add(t, s, archive(t, tar.Header{Name: "g", Size: 4096}))
+	id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 4096}))
+	other := add(t, s, tartest.Archive(t, tar.Header{Name: "g", Size: 4096}))
 	if f, err := s.Kept(id); f != nil || err != nil {
 		t.Errorf("a layer that is not mounted: %v %v", f, err)
 	}
@@ -160,10 +162,10 @@ func mustDup(t *testing.T, f *os.File) *os.File {
 func TestBothFormatsInOneStore(t *testing.T) {
 	for _, roots := range []rootMode{rootsDetached, rootsAttached, rootsMount} {
 		s := open(t, Config{Root: t.TempDir(), Format: Overlay, roots: roots})
-		old := add(t, s, archive(t, tar.Header{Name: "old", Size: 7}))
+		old := add(t, s, tartest.Archive(t, tar.Header{Name: "old", Size: 7}))
 		s.config.Format = EROFS
 		s = reopen(t, s, s.config.BootID)
-		fresh := add(t, s, archive(t, tar.Header{Name: "fresh", Size: 9}))
+		fresh := add(t, s, tartest.Archive(t, tar.Header{Name: "fresh", Size: 9}))
 		root, err := s.Root(ctx, "c", []digest.Digest{old, fresh}, RootOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -187,7 +189,7 @@ func TestConcurrentUse(t *testing.T) {
 		var streams [][]byte
 		var ids []digest.Digest
 		for i := range 3 {
-			streams = append(streams, archive(t, tar.Header{Name: fmt.Sprint(i, "/f"), Size: 100000}))
+			streams = append(streams, tartest.Archive(t, tar.Header{Name: fmt.Sprint(i, "/f"), Size: 100000}))
 			ids = append(ids, digest.FromBytes(streams[i]))
 		}
 		var wg sync.WaitGroup
@@ -227,7 +229,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 	life := func(c Config) {
 		c.Root = t.TempDir()
 		s := open(t, c)
-		id := add(t, s, archive(t, tar.Header{Name: "d/f", Size: 100000}))
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "d/f", Size: 100000}))
 		ids := []IDMap{{0, 100000, 65536}}
 		for i, o := range []RootOptions{{}, {UIDs: ids, GIDs: ids}, {ReadOnly: true}, {Label: "no\x01label"}} {
 			if root, err := s.Root(ctx, fmt.Sprint("c", i), []digest.Digest{id}, o); err == nil {
@@ -273,7 +275,7 @@ func TestPageCacheIsKeptOnce(t *testing.T) {
 		if !s.direct {
 			t.Skip("the kernel has no directio for EROFS")
 		}
-		id := add(t, s, archive(t, tar.Header{Name: "f", Size: 4 << 20}))
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 4 << 20}))
 		f, release, err := s.Lower(id)
 		if err != nil {
 			t.Fatal(err)
@@ -366,7 +368,7 @@ func TestDescribe(t *testing.T) {
 
 func TestWriterIsUsedOnce(t *testing.T) {
 	s := open(t, Config{Root: t.TempDir()})
-	stream := archive(t, tar.Header{Name: "f"})
+	stream := tartest.Archive(t, tar.Header{Name: "f"})
 	w, err := s.Begin(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -13,37 +13,11 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/store/layer/tartest"
 )
 
 var ctx = context.Background()
-
-// archive makes a tar of headers; a header's content is Size times the first letter of its name.
-func archive(t testing.TB, headers ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		if h.Typeflag == 0 {
-			h.Typeflag = tar.TypeReg
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o755
-		}
-		h.Format = tar.FormatPAX
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if h.Typeflag == tar.TypeReg {
-			if _, err := w.Write(bytes.Repeat([]byte{h.Name[0]}, int(h.Size))); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
 
 // root skips the test without root, and sees to it that none of its mounts appears in the host's table.
 func root(t testing.TB) {
@@ -127,10 +101,10 @@ func eachWay(t *testing.T, f func(t *testing.T, s *Store)) {
 
 func TestRootShowsLayersAndTakesWrites(t *testing.T) {
 	eachWay(t, func(t *testing.T, s *Store) {
-		bottom := add(t, s, archive(t,
+		bottom := add(t, s, tartest.Archive(t,
 			tar.Header{Name: "d/", Typeflag: tar.TypeDir}, tar.Header{Name: "d/a", Size: 10}, tar.Header{Name: "d/b", Size: 5000},
 			tar.Header{Name: "gone", Size: 1}, tar.Header{Name: "o/x", Size: 1}))
-		top := add(t, s, archive(t,
+		top := add(t, s, tartest.Archive(t,
 			tar.Header{Name: "d/b", Size: 3}, tar.Header{Name: ".wh.gone"}, tar.Header{Name: "o/.wh..wh..opq"}, tar.Header{Name: "o/y"}))
 		root, err := s.Root(ctx, "c1", []digest.Digest{top, bottom, top}, RootOptions{})
 		if err != nil {
@@ -177,7 +151,7 @@ func TestRootShowsLayersAndTakesWrites(t *testing.T) {
 
 func TestRootInUserNamespace(t *testing.T) {
 	eachWay(t, func(t *testing.T, s *Store) {
-		id := add(t, s, archive(t, tar.Header{Name: "a", Size: 10, Uid: 7}))
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "a", Size: 10, Uid: 7}))
 		ids := []IDMap{{0, 200000, 65536}}
 		root, err := s.Root(ctx, "c1", []digest.Digest{id}, RootOptions{UIDs: ids, GIDs: ids})
 		if err != nil {
@@ -206,7 +180,7 @@ func TestRootWithoutLayersAndReadOnly(t *testing.T) {
 		if err := os.Mkdir(at(root, "d"), 0o755); err != nil {
 			t.Error(err)
 		}
-		id := add(t, s, archive(t, tar.Header{Name: "a", Size: 10}))
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "a", Size: 10}))
 		volume, err := s.Root(ctx, "volume", []digest.Digest{id}, RootOptions{ReadOnly: true})
 		if err != nil {
 			t.Fatal(err)

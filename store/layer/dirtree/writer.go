@@ -62,20 +62,7 @@ func NewWriter(root string, l tarstream.Limits) (*Writer, error) {
 }
 
 // Unpack adds all entries of r.
-func (w *Writer) Unpack(r *tarstream.Reader) error {
-	for {
-		e, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = w.add(e, r)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
+func (w *Writer) Unpack(r *tarstream.Reader) error { return r.Each(w.add) }
 
 func (w *Writer) add(e *tarstream.Entry, content io.Reader) error {
 	if err := w.place(e, content); err != nil {

@@ -14,6 +14,7 @@ import (
 	goerofs "github.com/erofs/go-erofs"
 
 	"github.com/criserver/criserver/store/layer/tarstream"
+	"github.com/criserver/criserver/store/layer/tartest"
 	"github.com/criserver/criserver/test/leak"
 )
 
@@ -68,7 +69,7 @@ func TestOthersReadTheImage(t *testing.T) {
 			PAXRecords: map[string]string{"SCHILY.xattr.user.n": strings.Repeat("x", i%5*1000)},
 		})
 	}
-	meta, data, err := build(archive(t, headers...), tarstream.DefaultLimits())
+	meta, data, err := build(tartest.Archive(t, headers...), tarstream.DefaultLimits())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,7 @@ func TestCompactInodes(t *testing.T) {
 		for i := range 1000 {
 			headers = append(headers, tar.Header{Name: fmt.Sprint("f", i), ModTime: time.Unix(1.7e9+int64(i)%times, 5), Size: 1})
 		}
-		meta, data, err := build(archive(t, headers...), tarstream.DefaultLimits())
+		meta, data, err := build(tartest.Archive(t, headers...), tarstream.DefaultLimits())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -113,7 +114,7 @@ func TestSameLayerSameImage(t *testing.T) {
 		headers = append(headers, tar.Header{Name: fmt.Sprintf("%d/%d", i%9, i), Size: int64(i), PAXRecords: map[string]string{
 			"SCHILY.xattr.user.a": fmt.Sprint(i), "SCHILY.xattr.user.b": "b", "SCHILY.xattr.user.c": "c"}})
 	}
-	stream := archive(t, headers...)
+	stream := tartest.Archive(t, headers...)
 	m1, d1, err1 := build(stream, tarstream.DefaultLimits())
 	m2, d2, err2 := build(stream, tarstream.DefaultLimits())
 	if err := errors.Join(err1, err2); err != nil {
@@ -141,7 +142,7 @@ func (f *failing) WriteAt(p []byte, off int64) (int, error) {
 
 func TestWriteErrorsComeBack(t *testing.T) {
 	leak.Check(t, leak.Only(leak.Goroutine))
-	stream := archive(t, tar.Header{Name: "a", Size: 9 << 20}, tar.Header{Name: "b", Size: 100})
+	stream := tartest.Archive(t, tar.Header{Name: "a", Size: 9 << 20}, tar.Header{Name: "b", Size: 100})
 	for name, limits := range map[string][2]int64{"data at once": {1 << 30, 0}, "data late": {1 << 30, 9 << 20}, "metadata": {0, 1 << 30}} {
 		w := NewWriter(&failing{limit: limits[0]}, &failing{limit: limits[1]}, tarstream.DefaultLimits())
 		err := w.Unpack(tarstream.NewReader(ctx, bytes.NewReader(stream), tarstream.DefaultLimits()))
@@ -166,11 +167,11 @@ func TestLinkTargetsAreBounded(t *testing.T) {
 	for i := range 6 {
 		headers = append(headers, tar.Header{Name: fmt.Sprint("l", i), Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("x/", 2000)})
 	}
-	_, _, err := build(archive(t, headers...), limits)
+	_, _, err := build(tartest.Archive(t, headers...), limits)
 	if !errors.Is(err, tarstream.ErrInvalid) || !strings.Contains(err.Error(), "more than the limit of 20000 bytes") {
 		t.Error(err)
 	}
-	if _, _, err := build(archive(t, headers[:4]...), limits); err != nil {
+	if _, _, err := build(tartest.Archive(t, headers[:4]...), limits); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,7 +1,6 @@
 package erofs
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -27,20 +26,7 @@ func NewWriter(meta, data Device, l tarstream.Limits) *Writer {
 }
 
 // Unpack adds all entries of r.
-func (w *Writer) Unpack(r *tarstream.Reader) error {
-	for {
-		e, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = w.Add(e, r)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
+func (w *Writer) Unpack(r *tarstream.Reader) error { return r.Each(w.Add) }
 
 // Add takes the next entry; content is that of a Regular. After an error only Abort is of use.
 func (w *Writer) Add(e *tarstream.Entry, content io.Reader) error {

@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -15,37 +14,10 @@ import (
 	"time"
 
 	"github.com/criserver/criserver/store/layer/tarstream"
+	"github.com/criserver/criserver/store/layer/tartest"
 )
 
 var ctx = context.Background()
-
-// archive makes a tar of headers; a header's content is its Size times its first letter.
-func archive(t testing.TB, headers ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		if h.Typeflag == 0 {
-			h.Typeflag = tar.TypeReg
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o644
-		}
-		h.Format = tar.FormatPAX
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if h.Typeflag == tar.TypeReg {
-			if _, err := w.Write(bytes.Repeat([]byte{h.Name[0]}, int(h.Size))); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
 
 // fsck lets erofs-utils look at the image and read all of its files.
 func fsck(t testing.TB, meta, data []byte) {
@@ -81,7 +53,7 @@ func mustBuild(t testing.TB, stream []byte) map[string]*node {
 
 func TestImageHoldsEveryKind(t *testing.T) {
 	old := time.Unix(-5, 7)
-	nodes := mustBuild(t, archive(t,
+	nodes := mustBuild(t, tartest.Archive(t,
 		tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o1777, Uid: 70000},
 		tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o2755, ModTime: old},
 		tar.Header{Name: "d/f", Size: 5000, Mode: 0o4755, Uid: 1, Gid: 4294967294, ModTime: time.Unix(1e9, 123456789)},
@@ -167,7 +139,7 @@ func TestLargeDirectory(t *testing.T) {
 		for i := range count {
 			headers = append(headers, tar.Header{Name: fmt.Sprintf("!%d/%015d", count, i)})
 		}
-		nodes := mustBuild(t, archive(t, headers...))
+		nodes := mustBuild(t, tartest.Archive(t, headers...))
 		if len(nodes) != count+2 {
 			t.Errorf("%d nodes, want %d", len(nodes), count+2)
 		}

@@ -76,6 +76,22 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Each calls add for all entries that are left; content is that of a Regular.
+func (r *Reader) Each(add func(e *Entry, content io.Reader) error) error {
+	for {
+		e, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = add(e, r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
 // Bytes is how much of the archive was read so far.
 func (r *Reader) Bytes() int64 { return r.limits.Bytes - r.stream.left }
 

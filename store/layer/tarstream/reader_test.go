@@ -11,28 +11,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-)
 
-func archive(t testing.TB, headers ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		if h.Typeflag == 0 {
-			h.Typeflag = tar.TypeReg
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(make([]byte, h.Size)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
+	"github.com/criserver/criserver/store/layer/tartest"
+)
 
 func TestEntries(t *testing.T) {
 	xattrs := map[string]string{
@@ -62,7 +43,7 @@ func TestEntries(t *testing.T) {
 		{tar.Header{Name: "x", Typeflag: tar.TypeSymlink, Linkname: "y", PAXRecords: xattrs}, "3 x y [{trusted.x 3}]"},
 	}
 	for _, row := range rows {
-		r := NewReader(context.Background(), bytes.NewReader(archive(t, row.header)), DefaultLimits())
+		r := NewReader(context.Background(), bytes.NewReader(tartest.Archive(t, row.header)), DefaultLimits())
 		got := ""
 		if e, err := r.Next(); err == nil {
 			got = fmt.Sprintf("%d %s %s %v", e.Kind, e.Path, e.Target, e.Xattrs)
@@ -76,7 +57,7 @@ func TestEntries(t *testing.T) {
 }
 
 func TestReadsToTheEndOfTheStream(t *testing.T) {
-	stream := append(archive(t, tar.Header{Name: "a", Size: 5000}), make([]byte, 300<<10)...)
+	stream := append(tartest.Archive(t, tar.Header{Name: "a", Size: 5000}), make([]byte, 300<<10)...)
 	in := bytes.NewReader(stream)
 	r := NewReader(context.Background(), in, DefaultLimits())
 	if _, err := r.Next(); err != nil {
