@@ -287,38 +287,71 @@ func TestKillAtEveryBoundary(t *testing.T) {
 	t.Logf("killed at %d boundaries", at)
 }
 
-// killedAt kills criserver at a boundary of a pod's life, after which another must leave nothing of the pod. It
-// returns false if there are not that many.
-func killedAt(t *testing.T, at int) bool {
-	killer := &killer{at: at}
+// A criserver may be killed again while it deals with what the last one left.
+func TestKillWhileRecovering(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long")
+	}
+	reached := 0
+	for first := 1; killedAt(t, first); first += 6 {
+		for second := 0; killedAt(t, first, second); second++ {
+			reached++
+		}
+	}
+	if reached < 100 {
+		t.Errorf("only %d boundaries were reached", reached)
+	}
+	t.Logf("killed at %d boundaries", reached)
+}
+
+// killedAt kills criservers, one after the other, at a boundary each: the first within a pod's life, the others while
+// they recover and remove what is left. The last one is not killed and must leave nothing of the pod. It returns false
+// if there are not that many boundaries.
+func killedAt(t *testing.T, boundaries ...int) bool {
+	var killers []*killer
 	synctest.Test(t, func(t *testing.T) {
 		m := &machine{node: newNode(), t: t, dir: t.TempDir(), boot: "boot-1"}
-		ctx, cancel := context.WithCancel(t.Context())
-		killer.kill = func() {
+		work := m.life
+		for _, at := range boundaries {
+			ctx, cancel := context.WithCancel(t.Context())
+			k := &killer{at: at, kill: func() {
+				cancel()
+				m.s.halt()
+			}}
+			killers = append(killers, k)
+			m.at = k.boundary
+			m.start(k.boundary)
+			go func() { _ = work(ctx) }()
+			synctest.Wait()
+			time.Sleep(3 * time.Hour)
+			m.crash()
 			cancel()
-			m.s.halt()
+			m.s.Close(ctx) // ends those that wait for what was killed; each of their effects is a boundary too
+			m.at = nil
+			work = m.tidy
 		}
-		m.at = killer.boundary
-		m.start(killer.boundary)
-		go func() { _ = m.life(ctx) }()
-		synctest.Wait()
-		time.Sleep(time.Hour)
-		m.crash()
-		m.s.Close(ctx) // ends those that wait for what was killed; each of their effects is a boundary too
-		m.at = nil
 		m.start(nil)
 		<-m.s.Recovered()
-		time.Sleep(time.Hour)
-		for _, p := range m.s.ListPods() { // the kubelet removes what it did not ask for
-			must(t, m.s.RemovePod(t.Context(), p.ID))
-		}
+		must(t, m.tidy(t.Context()))
 		m.clean()
 		if t.Failed() {
-			t.Logf("killed %s", killer.where)
+			for _, k := range killers {
+				t.Logf("killed %s", k.where)
+			}
 		}
 		m.s.Close(t.Context())
 	})
-	return killer.where != ""
+	return killers[len(killers)-1].where != ""
+}
+
+// tidy removes what the kubelet did not ask for, which it does when criserver has had its time to recover.
+func (m *machine) tidy(ctx context.Context) error {
+	time.Sleep(time.Hour)
+	var errs []error
+	for _, p := range m.s.ListPods() {
+		errs = append(errs, m.s.RemovePod(ctx, p.ID))
+	}
+	return errors.Join(errs...)
 }
 
 // killer ends a criserver at a boundary as SIGKILL would: nothing is undone, and nothing more is done.
