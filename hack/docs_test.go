@@ -2,6 +2,7 @@ package hack
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -44,6 +45,24 @@ func TestDocumentsPointAtWhatIsThere(t *testing.T) {
 			if _, err := os.Stat(filepath.Join("..", m[1])); err != nil {
 				t.Errorf("%s names %s: %v", page, m[1], err)
 			}
+		}
+	}
+}
+
+// TestMakeHelp holds every target to its line of help.
+func TestMakeHelp(t *testing.T) {
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	targets := strings.Fields(regexp.MustCompile(`(?m)^\.PHONY:(.*)$`).FindStringSubmatch(string(makefile))[1])
+	help, err := exec.Command("make", "-s", "-C", "..", "help").CombinedOutput()
+	if err != nil {
+		t.Fatalf("make help: %v\n%s", err, help)
+	}
+	for _, target := range targets {
+		if !regexp.MustCompile(`(?m)^make ` + target + ` +\S`).Match(help) {
+			t.Errorf("make prints no help for %s:\n%s", target, help)
 		}
 	}
 }
