@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/test/registry"
@@ -79,23 +80,49 @@ func TestFullDisk(t *testing.T) {
 	}
 
 	// Even when nothing at all is left, an image can be removed, and that frees its space.
-	fill := filepath.Join(dir, "fill")
-	if out, err := exec.Command("sh", "-c", "cat /dev/zero > "+fill).CombinedOutput(); err == nil {
-		t.Fatalf("the disk is not full: %s", out)
-	}
-	if got := free(t, dir); got != 0 {
-		t.Fatalf("%d bytes are free", got)
-	}
+	undo := fill(t, dir)
 	if err := n.Remove(t.Context(), reg.Addr+"/app:fits"); err != nil {
 		t.Error(err)
 	}
 	if got := free(t, dir); got < 3<<20 {
 		t.Errorf("%d bytes are free after removing 3 MiB", got)
 	}
-	if err := unix.Unlink(fill); err != nil {
-		t.Fatal(err)
+	undo()
+	n.mustBeEmpty(t)
+	n.stop()
+}
+
+// fill takes what is left of a small file system until undo is called.
+func fill(t testing.TB, dir string) (undo func()) {
+	t.Helper()
+	name := filepath.Join(dir, "fill")
+	if out, err := exec.Command("sh", "-c", "cat /dev/zero > "+name).CombinedOutput(); err == nil {
+		t.Fatalf("the disk is not full: %s", out)
+	}
+	if got := free(t, dir); got != 0 {
+		t.Fatalf("%d bytes are free", got)
+	}
+	return func() {
+		if err := unix.Unlink(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The layers fit, the record of the image does not.
+func TestFullDiskOfTheDatabase(t *testing.T) {
+	l := newLiar(t, incompressible(t))
+	editConfig(t, l, func(c *ocispec.Image) { c.Author = strings.Repeat("a", 200<<10) }) // more than the database has spare
+	dir := small(t, "2m")
+	n := newNode(t, func(c *Config) { c.Dir = dir })
+	undo := fill(t, dir)
+	_, err := n.Pull(t.Context(), PullRequest{Ref: l.Listener.Addr().String() + "/app"})
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "stage record") || errors.Is(err, ErrInvalidImage) {
+		t.Errorf("%v", err)
 	}
 	n.mustBeEmpty(t)
+	undo()
+	n.pull(t, l.Listener.Addr().String()+"/app")
 	n.stop()
 }
 
