@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,5 +68,22 @@ func TestRun(t *testing.T) {
 		if !regexp.MustCompile(want).MatchString(said.String()) {
 			t.Errorf("no line like %s in:\n%s", want, said.String())
 		}
+	}
+	checkStatic(t, "criserver", "pause", "cni/bandwidth", "cni/bridge", "cni/firewall", "cni/host-local", "cni/loopback", "cni/portmap", "cni/tuning")
+}
+
+// checkStatic looks at what was built: nothing needs a loader or a library.
+func checkStatic(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		f, err := elf.Open(filepath.Join("../../bin", name))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+			t.Errorf("%s is not linked statically", name)
+		}
+		_ = f.Close()
 	}
 }
