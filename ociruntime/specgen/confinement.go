@@ -1,10 +1,8 @@
 package specgen
 
 import (
-	"cmp"
 	"errors"
 	"path"
-	"regexp"
 	"strings"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,8 +12,9 @@ import (
 
 const securityField = "linux.security_context."
 
-// confinement adds seccomp, AppArmor and SELinux, masked and read-only paths. A privileged container has none of them.
+// confinement adds labels, seccomp, AppArmor, masked and read-only paths. A privileged container has only labels.
 func (g *generator) confinement() error {
+	g.spec.Process.SelinuxLabel, g.spec.Linux.MountLabel = g.Labels.Process, g.Labels.Mount
 	if g.privileged {
 		return nil
 	}
@@ -25,10 +24,7 @@ func (g *generator) confinement() error {
 	if err := g.seccomp(); err != nil {
 		return err
 	}
-	if err := g.apparmor(); err != nil {
-		return err
-	}
-	return g.selinux()
+	return g.apparmor()
 }
 
 func (g *generator) paths() error {
@@ -138,31 +134,6 @@ func (g *generator) apparmor() error {
 		return invalid(field, "profile %q is not loaded", name)
 	}
 	g.spec.Process.ApparmorProfile = name
-	return nil
-}
-
-var selinuxLevel = regexp.MustCompile(`^s\d+(-s\d+)?(:c\d+([.,]c\d+)*)?$`)
-
-// selinux makes the labels of process and mounts from the container's options or the pod's; a host without it ignores them.
-func (g *generator) selinux() error {
-	o, field := g.security.GetSelinuxOptions(), securityField+"selinux_options"
-	if o == nil {
-		o = g.Pod.GetLinux().GetSecurityContext().GetSelinuxOptions()
-	}
-	if level := o.GetLevel(); level != "" && !selinuxLevel.MatchString(level) {
-		return invalid(field+".level", "%q is not a level such as s0:c1,c2", level)
-	}
-	for _, part := range []struct{ name, value string }{{".user", o.GetUser()}, {".role", o.GetRole()}, {".type", o.GetType()}} {
-		if strings.ContainsAny(part.value, ": \n\x00") {
-			return invalid(field+part.name, "%q is not a part of a label", part.value)
-		}
-	}
-	if !g.Host.SELinux || o == nil {
-		return nil
-	}
-	who, level := cmp.Or(o.GetUser(), "system_u"), cmp.Or(o.GetLevel(), "s0")
-	g.spec.Process.SelinuxLabel = strings.Join([]string{who, cmp.Or(o.GetRole(), "system_r"), cmp.Or(o.GetType(), "container_t"), level}, ":")
-	g.spec.Linux.MountLabel = strings.Join([]string{who, "object_r", "container_file_t", level}, ":")
 	return nil
 }
 

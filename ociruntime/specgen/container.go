@@ -24,8 +24,9 @@ type Input struct {
 	Files      PodFiles
 	Volumes    []*runtimev1.Mount // of the image; mounts of the request win over them
 	// User looks up the container's user in its root: user.Resolve.
-	User func(user.Request) (user.User, error)
-	Host Host
+	User   func(user.Request) (user.User, error)
+	Labels Labels // of SELinuxLabels
+	Host   Host
 }
 
 // PodFiles are paths on the host of what the containers of a pod share; empty ones are not mounted.
@@ -39,7 +40,6 @@ type Host struct {
 	CgroupV2          bool
 	LastCap           int  // the last capability that the kernel knows
 	RecursiveReadOnly bool // mount_setattr (5.12)
-	SELinux           bool
 	AppArmor          *AppArmor                                      // nil: the host has none
 	Rlimits           []specs.POSIXRlimit                            // of every container; see DefaultRlimits
 	Devices           func(path string) ([]specs.LinuxDevice, error) // nil: HostDevices

@@ -175,8 +175,7 @@ var golden = []struct {
 		s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/kcore"}, []string{"/proc/sys"}
 		s.Seccomp = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_Localhost, LocalhostRef: "/none"}
 		s.Apparmor = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_Localhost, LocalhostRef: "none"}
-		in.Host.SELinux = true
-		s.SelinuxOptions = &runtimev1.SELinuxOption{Level: "s0:c1,c2"}
+		in.Labels = Labels{Process: "system_u:system_r:spc_t:s0", Mount: "system_u:object_r:container_file_t:s0:c1,c2"}
 	}},
 	{"caps-drop-all-add", func(_ *Input, _ *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
 		s.Capabilities = &runtimev1.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"net_admin", "CAP_Chown"}}
@@ -193,14 +192,12 @@ var golden = []struct {
 		s.Seccomp = &runtimev1.SecurityProfile{}
 	}},
 	{"labels", func(in *Input, _ *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
-		in.Host.SELinux = true
-		s.SelinuxOptions = &runtimev1.SELinuxOption{Type: "web_t", Level: "s0:c1,c2"}
+		in.Labels = Labels{Process: "system_u:system_r:web_t:s0:c1,c2", Mount: "system_u:object_r:container_file_t:s0:c1,c2"}
 		s.ApparmorProfile = "localhost/mine"
 	}},
 	{"no-apparmor", func(in *Input, _ *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
 		in.Host.AppArmor = nil
 		s.Apparmor = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_RuntimeDefault}
-		s.SelinuxOptions = &runtimev1.SELinuxOption{Level: "s0:c1,c2"}
 	}},
 	{"resources", func(_ *Input, c *runtimev1.ContainerConfig, _ *runtimev1.LinuxContainerSecurityContext) {
 		c.Linux.Resources = &runtimev1.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 1 << 28, OomScoreAdj: 900,
@@ -339,8 +336,6 @@ func TestRefusals(t *testing.T) {
 			i.Host.AppArmor, s.Apparmor = nil, local("mine")
 		}},
 		{`linux.security_context.apparmor.localhost_ref: "" is not`, func(_ in, _ cfg, s sec) { s.Apparmor = local("") }},
-		{`linux.security_context.selinux_options.level: "s0:c1;" is not a level`, func(_ in, _ cfg, s sec) { s.SelinuxOptions = &runtimev1.SELinuxOption{Level: "s0:c1;"} }},
-		{`linux.security_context.selinux_options.type: "a:b" is not a part`, func(_ in, _ cfg, s sec) { s.SelinuxOptions = &runtimev1.SELinuxOption{Type: "a:b"} }},
 		{`mounts[0].container_path: "data" is not`, mount(func(m *runtimev1.Mount) { m.ContainerPath = "data" })},
 		{"mounts[0].container_path: must not be the root", mount(func(m *runtimev1.Mount) { m.ContainerPath = "/a/.." })},
 		{`mounts[0].host_path: "" is not`, mount(func(m *runtimev1.Mount) { m.HostPath = "" })},
