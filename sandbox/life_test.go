@@ -321,12 +321,17 @@ func killedAt(t *testing.T, boundaries ...int) bool {
 			killers = append(killers, k)
 			m.at = k.boundary
 			m.start(k.boundary)
-			go func() { _ = work(ctx) }()
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = work(ctx)
+			}()
 			synctest.Wait()
 			time.Sleep(3 * time.Hour)
 			m.crash()
 			cancel()
 			m.s.Close(ctx) // ends those that wait for what was killed; each of their effects is a boundary too
+			<-ended
 			m.at = nil
 			work = m.tidy
 		}
