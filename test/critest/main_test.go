@@ -49,13 +49,17 @@ func run(m *testing.M) int {
 // outside does what needs the machine's network and what must happen however the tests end: it builds, makes the
 // directory and the cgroups of the suite, and removes them.
 func outside() (code int) {
+	if err := makeDir(); err != nil {
+		fmt.Fprintf(os.Stderr, "critest: prepare: %v\n", err)
+		return 1
+	}
 	defer func() {
 		if err := errors.Join(removeCgroups(), removeDir()); err != nil {
 			fmt.Fprintf(os.Stderr, "critest: clean up: %v\n", err)
 			code = max(code, 1)
 		}
 	}()
-	for _, do := range []func() error{makeDir, makeCgroups, build, makeDebian} {
+	for _, do := range []func() error{makeCgroups, build, makeDebian} {
 		if err := do(); err != nil {
 			fmt.Fprintf(os.Stderr, "critest: prepare: %v\n", err)
 			return 1
