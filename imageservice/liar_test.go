@@ -116,7 +116,7 @@ func incompressible(t testing.TB) *registry.Image {
 // impatient makes tests of slow registries short.
 func impatient(c *Config) {
 	c.Registry = remote.Config{
-		Attempts: 3, Backoff: time.Millisecond, MaxBackoff: 50 * time.Millisecond, Window: time.Second, MinThroughput: 50 << 10,
+		Attempts: 3, Backoff: time.Millisecond, MaxBackoff: 50 * time.Millisecond, Window: 2 * time.Second, MinThroughput: 50 << 10,
 	}
 }
 
@@ -277,7 +277,7 @@ func TestRegistriesThatLieAreToldAndLeaveNothing(t *testing.T) {
 		}, ErrRegistryUnavailable, []string{"stage resolve", "stalled", "manifest latest"}},
 		"silence instead of a layer": {func(_ *testing.T, l *liar) {
 			l.blob = func(_ http.ResponseWriter, r *http.Request, _ int) { <-r.Context().Done() }
-		}, ErrRegistryUnavailable, []string{"stage layers", "stalled: no answer in 1s", "attempt 3:"}},
+		}, ErrRegistryUnavailable, []string{"stage layers", "stalled: no answer in 2s", "attempt 3:"}},
 
 		"401 without a challenge":      {func(_ *testing.T, l *liar) { l.manifest = status(401) }, ErrUnauthorized, []string{"stage resolve", "401 Unauthorized"}},
 		"401 with a strange challenge": {func(_ *testing.T, l *liar) { l.manifest = status(401, "WWW-Authenticate", "Negotiate") }, ErrUnauthorized, []string{"401"}},

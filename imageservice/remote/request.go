@@ -117,12 +117,7 @@ func (e *endpoint) authorize(ctx context.Context, req *http.Request) error {
 		req.Header.Set("Authorization", "Bearer "+e.bearer)
 		return nil
 	}
-	a := e.auth.get()
-	err := a.Authorize(ctx, req)
-	if err != nil {
-		e.auth.drop(a)
-	}
-	return err
+	return e.auth.use(ctx, func(a docker.Authorizer) error { return a.Authorize(ctx, req) })
 }
 
 // challenged looks at a response that was not wanted; nil means that the request is worth repeating with what the
@@ -142,10 +137,9 @@ func (s *Session) challenged(ctx context.Context, e *endpoint, responses []*http
 			return fmt.Errorf("token server at %q: %w", printable(c.Parameters["realm"]), ErrUnauthorized)
 		}
 	}
-	a := e.auth.get()
-	if err := a.AddResponses(ctx, responses); err != nil {
-		e.auth.drop(a)
-		return fmt.Errorf("%w: %w", status, e.authError(ctx, err))
+	err := e.auth.use(ctx, func(a docker.Authorizer) error { return a.AddResponses(ctx, responses) })
+	if err != nil {
+		return fmt.Errorf("%v: %w", status, e.authError(ctx, err)) // of the class of the latter: it may have been the connection
 	}
 	return nil
 }
@@ -162,8 +156,7 @@ func (e *endpoint) authError(ctx context.Context, err error) error {
 	return fmt.Errorf("authorize: %w: %s", ErrUnauthorized, printable(err.Error()))
 }
 
-// ofTransport says whether the authorizer failed because of a connection, which may be one that another request of the
-// session made and gave up.
+// ofTransport says whether the authorizer failed because of a connection.
 func ofTransport(err error) bool {
 	var netErr net.Error // *url.Error is one, and the end of a time
 	return errors.As(err, &netErr) || slices.ContainsFunc([]error{io.ErrUnexpectedEOF, context.Canceled, ErrInvalid, ErrUnavailable},

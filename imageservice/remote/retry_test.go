@@ -99,10 +99,6 @@ var refusals = []refusal{
 	}, ErrUnavailable, false, []string{"HTTP response to HTTPS client", "name it http://127.0.0.1:"}},
 	{"nobody listens", func(*testing.T) (Config, string) { return Config{}, "127.0.0.1:1" }, ErrUnavailable, true, []string{"connection refused"}},
 	{"reset", always(reset), ErrUnavailable, true, []string{"EOF"}},
-	{"no answer", always(hang), ErrUnavailable, true, []string{"stalled: no answer in"}},
-	{"silence in the answer", always(hangAfter(http.StatusOK, "{")), ErrUnavailable, true, []string{"stalled: "}},
-	{"silence in an error", always(hangAfter(http.StatusBadGateway, "{")), ErrUnavailable, true, []string{"502"}},
-	{"silence in a refusal", always(hangAfter(http.StatusForbidden, "{")), ErrUnauthorized, false, []string{"403"}},
 
 	{"401", code(401), ErrUnauthorized, false, nil},
 	{"403", code(403), ErrUnauthorized, false, nil},
@@ -119,8 +115,6 @@ var refusals = []refusal{
 	{"redirect to nowhere", code(302), ErrInvalid, false, []string{"302"}},
 
 	{"token server resets", tokens(reset), ErrUnavailable, true, []string{"token server", "EOF"}},
-	{"token server does not answer", tokens(hang), ErrUnavailable, true, []string{"token server", "stalled: no answer in"}},
-	{"token server stops in the middle", tokens(hangAfter(http.StatusOK, `{"token":"`)), ErrUnavailable, true, []string{"token server", "stalled: no answer in"}},
 	{"token server breaks off", tokens(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `{"token":"`) // the client may be gone
 		w.(http.Flusher).Flush()
@@ -138,44 +132,61 @@ var refusals = []refusal{
 	}), ErrInvalid, false, []string{"POST redirected to another host"}},
 }
 
+// silences take a window each.
+var silences = []refusal{
+	{"no answer", always(hang), ErrUnavailable, true, []string{"stalled: no answer in"}},
+	{"silence in the answer", always(hangAfter(http.StatusOK, "{")), ErrUnavailable, true, []string{"stalled: "}},
+	{"silence in an error", always(hangAfter(http.StatusBadGateway, "{")), ErrUnavailable, true, []string{"502"}},
+	{"silence in a refusal", always(hangAfter(http.StatusForbidden, "{")), ErrUnauthorized, false, []string{"403"}},
+	{"token server does not answer", tokens(hang), ErrUnavailable, true, []string{"token server", "stalled: no answer in"}},
+	{"token server stops in the middle", tokens(hangAfter(http.StatusOK, `{"token":"`)), ErrUnavailable, true, []string{"token server", "stalled: no answer in"}},
+}
+
 // TestWhatIsTriedAgain holds which failures are final: what nobody but a human mends is told at once.
 func TestWhatIsTriedAgain(t *testing.T) {
-	const attempts = 2
 	for _, c := range refusals {
+		t.Run(c.name, func(t *testing.T) { c.check(t, time.Minute) })
+	}
+	for _, c := range silences {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			cfg, registry := c.start(t)
-			cfg.Attempts, cfg.Backoff, cfg.MaxBackoff, cfg.Window = attempts, time.Millisecond, 10*time.Millisecond, time.Second
-			s := open(t, cfg, registry+"/app", alice)
-			want := 1
-			if c.again {
-				want = attempts
-			}
-			var wg sync.WaitGroup
-			for what, ask := range map[string]func() error{
-				"manifest": func() error { _, err := s.ManifestByTag(t.Context(), "v1", nil); return err },
-				"blob":     func() error { _, err := s.ReadBlob(t.Context(), desc(), 100); return err },
-			} {
-				wg.Go(func() {
-					err := ask()
-					var fetch *FetchError
-					if !errors.As(err, &fetch) || !errors.Is(err, c.kind) || len(fetch.Attempts) != want {
-						t.Errorf("%s: %v\nis not %d times %v", what, err, want, c.kind)
-						return
-					}
-					for _, text := range c.says {
-						if !strings.Contains(err.Error(), text) {
-							t.Errorf("%s: %v\ndoes not say %q", what, err, text)
-						}
-					}
-					if strings.Contains(err.Error(), alice.Password) {
-						t.Errorf("%s: secret in %v", what, err)
-					}
-				})
-			}
-			wg.Wait()
+			c.check(t, 2*time.Second)
 		})
 	}
+}
+
+func (c *refusal) check(t *testing.T, window time.Duration) {
+	const attempts = 2
+	cfg, registry := c.start(t)
+	cfg.Attempts, cfg.Backoff, cfg.MaxBackoff, cfg.Window = attempts, time.Millisecond, 10*time.Millisecond, window
+	s := open(t, cfg, registry+"/app", alice)
+	want := 1
+	if c.again {
+		want = attempts
+	}
+	var wg sync.WaitGroup
+	for what, ask := range map[string]func() error{
+		"manifest": func() error { _, err := s.ManifestByTag(t.Context(), "v1", nil); return err },
+		"blob":     func() error { _, err := s.ReadBlob(t.Context(), desc(), 100); return err },
+	} {
+		wg.Go(func() {
+			err := ask()
+			var fetch *FetchError
+			if !errors.As(err, &fetch) || !errors.Is(err, c.kind) || len(fetch.Attempts) != want {
+				t.Errorf("%s: %v\nis not %d times %v", what, err, want, c.kind)
+				return
+			}
+			for _, text := range c.says {
+				if !strings.Contains(err.Error(), text) {
+					t.Errorf("%s: %v\ndoes not say %q", what, err, text)
+				}
+			}
+			if strings.Contains(err.Error(), alice.Password) {
+				t.Errorf("%s: secret in %v", what, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // roundTrips is a transport that fails.

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -70,29 +69,30 @@ type endpoint struct {
 	hostsFile           string // that configures it, or would; for advice
 }
 
-// authorizer is containerd's, made anew after a failure: that one would remember a failed token request for ever.
+// authorizer is containerd's, made anew after a failure: that one would remember a failed token request for ever. One
+// request uses it at a time, since it races where several want a token; those that wait find the token of the first.
 type authorizer struct {
 	fresh   func() docker.Authorizer
-	mu      sync.Mutex
-	current docker.Authorizer
+	turn    chan struct{}     // holds one while the authorizer is used
+	current docker.Authorizer // of whose turn it is; nil: to be made
 }
 
-func (a *authorizer) get() docker.Authorizer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// use calls f in its turn.
+func (a *authorizer) use(ctx context.Context, f func(docker.Authorizer) error) error {
+	select {
+	case a.turn <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-a.turn }()
 	if a.current == nil {
 		a.current = a.fresh()
 	}
-	return a.current
-}
-
-// drop forgets failed, unless that has happened already.
-func (a *authorizer) drop(failed docker.Authorizer) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.current == failed {
+	err := f(a.current)
+	if err != nil {
 		a.current = nil
 	}
+	return err
 }
 
 // Open reads the configuration of the reference's registry and connects to nothing yet. Close must be called.
@@ -195,7 +195,7 @@ func (s *Session) endpoint(h docker.RegistryHost, auth Auth) (*endpoint, error) 
 	}
 	tokens := *h.Client
 	tokens.Transport = tokenTransport{h.Client.Transport}
-	e.auth = &authorizer{fresh: func() docker.Authorizer {
+	e.auth = &authorizer{turn: make(chan struct{}, 1), fresh: func() docker.Authorizer {
 		return docker.NewDockerAuthorizer(docker.WithAuthClient(&tokens), docker.WithAuthCreds(credentials))
 	}}
 	return e, nil
