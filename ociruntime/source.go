@@ -48,7 +48,7 @@ func (p *Pod) openAside(ctx context.Context, path string) (*os.File, error) {
 	if p.config.UserNS != nil { // from where pause may not enter the host's mount namespace
 		return openInThread(ctx, path)
 	}
-	host, err := os.Open("/proc/self/ns/mnt")
+	host, err := os.Open("/proc/thread-self/ns/mnt")
 	if err != nil {
 		return nil, err
 	}

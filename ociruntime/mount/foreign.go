@@ -34,7 +34,7 @@ type Foreign struct {
 
 // NewForeign watches the mount table of the process.
 func NewForeign() (*Foreign, error) {
-	const name = "/proc/self/mountinfo"
+	const name = "/proc/thread-self/mountinfo" // the main thread may be left in a namespace that a goroutine made and ended with
 	// Not by os.Open: the Go runtime would poll the file too, and a change is reported to whoever polls first.
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
