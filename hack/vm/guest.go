@@ -70,10 +70,8 @@ func (g *guest) load(ctx context.Context, packages []string, command string) err
 	if err := tell(ctx, filepath.Join(repo, "bin"), "cp", "-R", "criserver", "pause", "cni", filepath.Join(payload, "bin")); err != nil {
 		return err
 	}
-	for _, name := range packages {
-		if err := tell(ctx, repo, "env", "CGO_ENABLED=0", "go", "test", "-c", "-o", filepath.Join(payload, "tests", testProgram(name)), "./"+name); err != nil {
-			return err
-		}
+	if err := buildTests(ctx, repo, filepath.Join(payload, "tests"), packages); err != nil {
+		return err
 	}
 	if err := erofsImage(ctx, filepath.Join(g.dir, "payload.erofs"), payload); err != nil {
 		return err
@@ -81,8 +79,26 @@ func (g *guest) load(ctx context.Context, packages []string, command string) err
 	return os.RemoveAll(payload)
 }
 
-// testProgram is the name of a package's tests in /payload/tests.
-func testProgram(pkg string) string { return strings.ReplaceAll(pkg, "/", "-") + ".test" }
+// testDir is the name of the directory of a package's tests in /payload/tests.
+func testDir(pkg string) string { return strings.ReplaceAll(pkg, "/", "-") }
+
+// buildTests makes, in dir, for each package a directory with its tests as a program and with their data, and test2json.
+func buildTests(ctx context.Context, repo, dir string, packages []string) error {
+	build := func(args ...string) error {
+		return tell(ctx, repo, "env", append([]string{"CGO_ENABLED=0", "go"}, args...)...)
+	}
+	for _, pkg := range packages {
+		to := filepath.Join(dir, testDir(pkg))
+		if err := build("test", "-c", "-o", filepath.Join(to, "test"), "./"+pkg); err != nil {
+			return err
+		}
+		data := os.DirFS(filepath.Join(repo, pkg, "testdata"))
+		if err := os.CopyFS(filepath.Join(to, "testdata"), data); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return build("build", "-o", filepath.Join(dir, "test2json"), "cmd/test2json")
+}
 
 // copyGuestFiles writes guestFiles to dir. Those in lib/vm are programs.
 func copyGuestFiles(dir string) error {

@@ -12,7 +12,7 @@
 //
 // run boots a guest and runs COMMAND in it by sh, with the programs of the project in /payload/bin, prints what it prints
 // and exits with its status. What it leaves in /results becomes TAR. Each -with adds a package's tests as
-// /payload/tests/PACKAGE.test, with dashes for slashes.
+// /payload/tests/PACKAGE/test, with dashes for slashes.
 //
 // test runs in each flavour the tests that tests/FLAVOUR lists; tests/FLAVOUR.skips says which of them may be skipped there.
 package main
