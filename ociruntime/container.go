@@ -70,6 +70,7 @@ type record struct {
 	Stdin     bool
 	SharedPID bool
 	TargetPID string          `json:",omitempty"` // container id
+	Label     string          `json:",omitempty"` // SELinux label of its file systems and streams
 	Process   *specs.Process  // its Env is here only in memory
 	Env       [][]byte        // JSON would change what is not UTF-8
 	Filter    *compile.Filter `json:",omitempty"`
@@ -170,7 +171,7 @@ func newRecord(cc ContainerConfig) (record, error) {
 	rest, linux := *cc.Spec, *cc.Spec.Linux
 	linux.Seccomp, rest.Process, rest.Linux = nil, nil, &linux
 	r := record{ID: cc.ID, LogPath: cc.LogPath, LineMax: cc.LineMax, Stdin: cc.Stdin, SharedPID: cc.SharedPID,
-		Process: cc.Spec.Process, Filter: filter, Spec: &rest}
+		Label: linux.MountLabel, Process: cc.Spec.Process, Filter: filter, Spec: &rest}
 	if cc.TargetPID != nil {
 		r.TargetPID = cc.TargetPID.ID()
 	}

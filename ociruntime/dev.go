@@ -37,7 +37,7 @@ var deviceLinks = [][2]string{
 func (s *start) dev(o mount.Options) (*os.File, error) {
 	readonly := o.Attr.Set & unix.MOUNT_ATTR_RDONLY
 	o.Attr.Set &^= unix.MOUNT_ATTR_RDONLY
-	dir, err := mount.New("tmpfs", "tmpfs", o)
+	dir, err := mount.New("tmpfs", "tmpfs", labelled(o, s.c.record.Label))
 	if err != nil {
 		return nil, err
 	}

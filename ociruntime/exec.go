@@ -94,6 +94,9 @@ func (e *Exec) compile(pass *passing, group *cgroup.Group, target *os.File, cfg 
 		}
 		pass.owned = append(pass.owned, stdin)
 	}
+	if err := e.c.label(cfg.Stdin, cfg.Stdout, cfg.Stderr); err != nil {
+		return nil, nil, err
+	}
 	p.Stdio = [3]program.FD{pass.give(stdin), pass.give(cfg.Stdout), pass.give(cfg.Stderr)}
 	prog, err := compile.Exec(p, pass.give(target))
 	return prog, dir, err

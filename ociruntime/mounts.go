@@ -55,6 +55,9 @@ func (s *start) mount(ctx context.Context, m specs.Mount) ([]compile.Mount, erro
 		return s.cgroups(dest, o)
 	case m.Type == "proc" || m.Type == "sysfs" || m.Type == "mqueue":
 		one.Make = &compile.Filesystem{Type: m.Type, Source: m.Source, Options: o}
+		if m.Type == "mqueue" { // the one of the ipc namespace, which takes no option
+			one.Make.Label = s.c.pod.config.MountLabel
+		}
 		return []compile.Mount{one}, nil
 	case m.Type == "devpts":
 		if f, err = s.openDevpts(s.devptsOptions(m.Options)); err == nil {
@@ -75,7 +78,7 @@ func (s *start) mount(ctx context.Context, m specs.Mount) ([]compile.Mount, erro
 
 // filesystem makes any other file system; in a user namespace a tmpfs belongs to its root.
 func (s *start) filesystem(m specs.Mount, o mount.Options) (*os.File, error) {
-	f, err := mount.New(m.Type, m.Source, o)
+	f, err := mount.New(m.Type, m.Source, labelled(o, s.c.record.Label))
 	if err != nil || m.Type != "tmpfs" {
 		return f, err
 	}
@@ -84,6 +87,15 @@ func (s *start) filesystem(m specs.Mount, o mount.Options) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// labelled adds the SELinux label of all files to the options of a file system that can have one, unless they name one.
+func labelled(o mount.Options, label string) mount.Options {
+	if label == "" || slices.ContainsFunc(o.Data, func(d string) bool { return strings.Contains(d, "context=") }) {
+		return o
+	}
+	o.Data = append(slices.Clone(o.Data), "context="+label)
+	return o
 }
 
 // chown gives name below dir ("" is dir itself) to the root of the pod's user namespace.
@@ -187,7 +199,8 @@ func (s *start) cgroups(dest string, o mount.Options) ([]compile.Mount, error) {
 	if s.c.pod.runtime.Unified() {
 		return s.cgroup2(dest, o)
 	}
-	dir, err := mount.New("tmpfs", "tmpfs", mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=755", "size=64k"}))
+	options := mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=755", "size=64k"})
+	dir, err := mount.New("tmpfs", "tmpfs", labelled(options, s.c.record.Label))
 	if err != nil {
 		return nil, err
 	}

@@ -32,11 +32,11 @@ type bornOrNot struct {
 }
 
 // newNursery builds the namespace. pauseBinary is a path of the host; dir is any directory of the host, on which the
-// new root is attached for a moment, in the new namespace only.
-func newNursery(pauseBinary, dir string) (*nursery, error) {
+// new root is attached for a moment, in the new namespace only. label is the SELinux label of what covers masked paths.
+func newNursery(pauseBinary, dir, label string) (*nursery, error) {
 	n := &nursery{births: make(chan birth), closed: make(chan struct{})}
 	ready := make(chan error)
-	go n.live(pauseBinary, dir, ready)
+	go n.live(pauseBinary, dir, label, ready)
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("build the minimal mount namespace: %w", err)
 	}
@@ -44,17 +44,17 @@ func newNursery(pauseBinary, dir string) (*nursery, error) {
 }
 
 // live never unlocks its thread, so the thread ends with the goroutine and nothing else runs in its namespace.
-func (n *nursery) live(pauseBinary, dir string, ready chan<- error) {
+func (n *nursery) live(pauseBinary, dir, label string, ready chan<- error) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		// What /proc/self shows is the main thread's, so that one stays where it is: hold it until another is taken.
 		taken := make(chan error)
-		go n.live(pauseBinary, dir, taken)
+		go n.live(pauseBinary, dir, label, taken)
 		ready <- <-taken
 		runtime.UnlockOSThread()
 		return
 	}
-	err := buildMinimalNamespace(pauseBinary, dir)
+	err := buildMinimalNamespace(pauseBinary, dir, label)
 	ready <- err
 	if err != nil {
 		return
@@ -84,14 +84,14 @@ func (n *nursery) fork(argv []string, attr syscall.ProcAttr) (int, error) {
 	return r.pid, r.err
 }
 
-func buildMinimalNamespace(pauseBinary, dir string) error {
+func buildMinimalNamespace(pauseBinary, dir, label string) error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	root, err := mount.New("tmpfs", "criserver", mount.Options{Data: []string{"mode=755", "size=64k", "nr_inodes=64"}})
+	root, err := mount.New("tmpfs", "criserver", labelled(mount.Options{Data: []string{"mode=755", "size=64k", "nr_inodes=64"}}, label))
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func buildMinimalNamespace(pauseBinary, dir string) error {
 	if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach the root: %w", err)
 	}
-	if err := attachBelow(root, pauseBinary); err != nil {
+	if err := attachBelow(root, pauseBinary, label); err != nil {
 		return err
 	}
 	if err := mount.SetAttr(root, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
@@ -132,7 +132,7 @@ func furnish(root *os.File) error {
 }
 
 // attachBelow mounts a full proc and sysfs, an empty directory and the pause binary in the attached root.
-func attachBelow(root *os.File, pauseBinary string) error {
+func attachBelow(root *os.File, pauseBinary, label string) error {
 	noSuidDev := mount.Attr{Set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 	all := mount.Attr{Set: noSuidDev.Set | unix.MOUNT_ATTR_NOEXEC}
 	for _, m := range []struct {
@@ -141,7 +141,7 @@ func attachBelow(root *os.File, pauseBinary string) error {
 	}{
 		{compile.ProcDir, "proc", mount.Options{Attr: all}},
 		{compile.SysDir, "sysfs", mount.Options{Attr: all}},
-		{compile.EmptyDir, "tmpfs", mount.Options{Attr: mount.Attr{Set: all.Set | unix.MOUNT_ATTR_RDONLY}, Data: []string{"mode=755", "size=4k", "nr_inodes=2"}}},
+		{compile.EmptyDir, "tmpfs", labelled(mount.Options{Attr: mount.Attr{Set: all.Set | unix.MOUNT_ATTR_RDONLY}, Data: []string{"mode=755", "size=4k", "nr_inodes=2"}}, label)},
 	} {
 		f, err := mount.New(m.fstype, m.fstype, m.options)
 		if err != nil {

@@ -56,6 +56,7 @@ type PodConfig struct {
 	Sysctls      map[string]string // dotted or slashed names
 	UserNS       *IDMap            // nil: the host's
 	ShmSize      int64             // bytes of /dev/shm; 0: 64 MiB
+	MountLabel   string            // SELinux label of /dev/shm and /dev/mqueue; "": the policy's
 }
 
 // Pod is a running pause and what belongs to it.
@@ -115,7 +116,7 @@ func (p *Pod) makeShm(ctx context.Context) error {
 		size = defaultShmSize
 	}
 	options := mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", size)})
-	f, err := mount.New("tmpfs", "shm", options)
+	f, err := mount.New("tmpfs", "shm", labelled(options, p.config.MountLabel))
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ type Config struct {
 	Cgroups     *cgroup.Hierarchies
 	Systemd     cgroup.Bus // asked for a scope for each pod; nil: cgroup parents are directories
 	PauseParent string     // cgroup for the leaves of all pauses; "": that of each pod
+	SharedLabel string     // SELinux label of what all containers may read; "": the policy's
 	Log         *slog.Logger
 }
 
@@ -61,7 +62,7 @@ func New(c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := newNursery(c.PauseBinary, c.WorkDir)
+	n, err := newNursery(c.PauseBinary, c.WorkDir, c.SharedLabel)
 	if err != nil {
 		return nil, errors.Join(err, foreign.Close())
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/criserver/criserver/ociruntime/mount"
 	"github.com/criserver/criserver/ociruntime/program"
+	"github.com/criserver/criserver/ociruntime/selinux"
 )
 
 // openStdio makes the container's standard streams: pipes or a terminal whose other ends go to pause.
@@ -68,6 +69,10 @@ func (s *start) pipe(uid uint32) (r, w *os.File, err error) {
 		return nil, nil, fmt.Errorf("pipe: %w", err)
 	}
 	r, w = os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
+	if err := s.c.label(w); err != nil {
+		closeFiles([]*os.File{r, w})
+		return nil, nil, err
+	}
 	if uid != 0 {
 		if err := unix.Fchown(fds[1], int(uid), -1); err != nil {
 			closeFiles([]*os.File{r, w})
@@ -75,6 +80,19 @@ func (s *start) pipe(uid uint32) (r, w *os.File, err error) {
 		}
 	}
 	return r, w, nil
+}
+
+// label lets the container use streams that were made outside of it.
+func (c *Container) label(streams ...*os.File) error {
+	for _, f := range streams {
+		if f == nil || c.record.Label == "" {
+			continue
+		}
+		if err := selinux.SetFile(f, c.record.Label); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ttyGroup is the group that owns terminals.
@@ -85,7 +103,7 @@ func (s *start) openDevpts(o mount.Options) (*os.File, error) {
 	if s.devpts != nil {
 		return s.devpts, nil
 	}
-	f, err := mount.New("devpts", "devpts", o)
+	f, err := mount.New("devpts", "devpts", labelled(o, s.c.record.Label))
 	if err != nil {
 		return nil, err
 	}

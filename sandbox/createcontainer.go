@@ -12,6 +12,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/specgen"
 	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/layer"
 )
@@ -33,6 +34,7 @@ type building struct {
 	root    *os.File // a detached mount; nil when somebody else has it
 	target  RuntimeContainer
 	volumes []*runtimev1.Mount // of the image, to be mounted beside those of config
+	labels  specgen.Labels
 	spec    *specs.Spec
 }
 
@@ -44,6 +46,7 @@ var containerSteps = watched(stage.Steps[*building]{
 	{Name: "layers", Bound: 30 * time.Second, Do: (*building).keepLayers, Undo: (*building).dropLayers},
 	{Name: "volumes", Bound: 10 * time.Minute, Do: (*building).makeVolumes, Undo: (*building).removeVolumes},
 	{Name: "spec", Bound: 30 * time.Second, Do: (*building).plan},
+	{Name: "relabel", Bound: time.Hour, Do: (*building).relabel},
 	{Name: "create", Bound: time.Minute, Do: (*building).create, Undo: (*building).delete},
 	{Name: "publish", Bound: 30 * time.Second, Do: (*building).publish},
 })
@@ -123,6 +126,9 @@ func (p *pod) newContainer(b *building, logs, print string) (*container, error) 
 	if b.target, err = p.pidTarget(config); err != nil {
 		return nil, err
 	}
+	if b.labels, err = p.s.labels(b.pod, config, p.level); err != nil {
+		return nil, fmt.Errorf("container config: %w", err)
+	}
 	c := &container{p: p, id: ContainerID(newID()), fingerprint: print, exited: make(chan struct{}), phase: containerCreating}
 	c.status.Store(&ContainerStatus{ID: c.id, Pod: p.id, State: ContainerCreated, CreatedAt: time.Now(), containerSpec: spec})
 	return c, nil
@@ -191,7 +197,7 @@ func (b *building) forget(context.Context) error {
 }
 
 func (b *building) makeRoot(ctx context.Context) (err error) {
-	var opts layer.RootOptions
+	opts := layer.RootOptions{Label: b.labels.Mount}
 	if m := b.p.spec.userNS; m != nil {
 		opts.UIDs, opts.GIDs = layerMap(m.UIDs), layerMap(m.GIDs)
 	}

@@ -42,6 +42,7 @@ type pod struct {
 	handler     string
 	fingerprint string // of the request
 	createdAt   time.Time
+	level       string // SELinux, shared by its containers; "": none
 	bootID      string // of the boot in which it was made
 
 	status atomic.Pointer[PodStatus] // replaced by advance

@@ -32,6 +32,7 @@ type podRecord struct {
 	CreatedAt   time.Time    `json:"createdAt"`
 	Doomed      bool         `json:"doomed,omitempty"`
 	IPs         []netip.Addr `json:"ips,omitempty"`
+	Level       string       `json:"selinuxLevel,omitempty"`
 	Config      []byte       `json:"config"` // runtimev1.PodSandboxConfig, marshalled
 }
 
@@ -64,7 +65,7 @@ func (p *pod) write() error {
 	}
 	return record.Write(filepath.Join(p.dir(), podRecordName), podRecord{
 		ID: p.id, BootID: p.bootID, Phase: p.phase, Fingerprint: p.fingerprint, Handler: p.handler,
-		CreatedAt: p.createdAt, Doomed: p.doomed, IPs: p.ips, Config: config,
+		CreatedAt: p.createdAt, Doomed: p.doomed, IPs: p.ips, Level: p.level, Config: config,
 	})
 }
 
@@ -117,6 +118,9 @@ func (s *Service) readPod(id ID) (*pod, error) {
 	}
 	if _, known := podNext[r.Phase]; !known {
 		return nil, fmt.Errorf("%w: phase %q", record.ErrCorrupt, r.Phase)
+	}
+	if p.level = r.Level; p.level != "" {
+		s.levels.Hold(p.level)
 	}
 	p.publish()
 	return p, nil

@@ -20,6 +20,7 @@ import (
 // podSteps make a pod and, undone in reverse, end it: first pause, then the network, then its directory. The debt to
 // the network stands on disk before anything that could lead to one.
 var podSteps = watched(stage.Steps[*pod]{
+	{Name: "level", Bound: 10 * time.Second, Do: (*pod).takeLevel, Undo: (*pod).releaseLevel},
 	{Name: "directory", Bound: 30 * time.Second, Do: (*pod).makeDir, Undo: (*pod).removeDir},
 	{Name: "plan network", Bound: time.Minute, Do: (*pod).owe, Undo: (*pod).detach},
 	{Name: "namespaces", Bound: time.Minute, Do: (*pod).startPause, Undo: (*pod).stopPause},
@@ -28,7 +29,7 @@ var podSteps = watched(stage.Steps[*pod]{
 })
 
 // stopSteps is the part of podSteps that StopPod undoes; the directory stays until RemovePod.
-var stopSteps = podSteps[1:]
+var stopSteps = podSteps[2:]
 
 // RunPod makes a pod and returns its id when it is ready. See stage.Group for what a retry gets.
 func (s *Service) RunPod(ctx context.Context, config *runtimev1.PodSandboxConfig, handler string) (ID, error) {
@@ -103,14 +104,17 @@ func (p *pod) takeSoil() bool {
 	return dirty
 }
 
-func (p *pod) makeDir(context.Context) error {
+func (p *pod) makeDir(ctx context.Context) error {
 	if err := os.Mkdir(p.dir(), 0o700); err != nil {
 		return err
 	}
 	if err := p.write(); err != nil {
 		return err
 	}
-	return p.writeFiles(p.spec.Config())
+	if err := p.writeFiles(p.spec.Config()); err != nil {
+		return err
+	}
+	return p.labelFiles(ctx)
 }
 
 // removeDir removes the pod's directory, the record last, so that what a crash leaves of it is found again.
@@ -198,7 +202,7 @@ func (p *pod) runtimeConfig(config *runtimev1.PodSandboxConfig) ociruntime.PodCo
 	}
 	return ociruntime.PodConfig{ID: string(p.id), Dir: p.dir(), Hostname: p.hostname(config), HostNetwork: hostNetwork(config),
 		HostIPC: ns.GetIpc() == runtimev1.NamespaceMode_NODE, SharedPID: ns.GetPid() == runtimev1.NamespaceMode_POD,
-		CgroupParent: config.GetLinux().GetCgroupParent(), UserNS: p.spec.userNS, Sysctls: sysctls}
+		CgroupParent: config.GetLinux().GetCgroupParent(), UserNS: p.spec.userNS, Sysctls: sysctls, MountLabel: p.mountLabel(config)}
 }
 
 func (p *pod) startPause(ctx context.Context) error {

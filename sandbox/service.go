@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/ociruntime/selinux"
 	"github.com/criserver/criserver/ociruntime/specgen"
 	"github.com/criserver/criserver/sandbox/ledger"
 	"github.com/criserver/criserver/sandbox/volume"
@@ -65,7 +66,9 @@ type Config struct {
 	Network Network
 	Roots   func() []string // the containers that have a root, known or not; nil: nobody can tell
 
-	AppArmor *specgen.AppArmor // nil: not used
+	AppArmor   *specgen.AppArmor // nil: not used
+	SELinux    *selinux.Host     // nil: not used
+	Categories int               // of SELinux, for the levels of pods; at least 2 if it is used
 
 	Layers   LayerMounts     // nil: mounts of layers are made again after a restart
 	Recorder *stage.Recorder // nil: none
@@ -81,6 +84,7 @@ type Service struct {
 	sources volume.Sources
 	netns   namespaces
 	host    specgen.Host
+	levels  *selinux.Levels
 
 	mu    sync.Mutex // taken to replace the table
 	table atomic.Pointer[table]
@@ -146,7 +150,7 @@ func newService(config Config) (*Service, error) {
 		}
 		config.BootID = strings.TrimSpace(string(id))
 	}
-	s := &Service{config: config, log: config.Log,
+	s := &Service{config: config, log: config.Log, levels: selinux.NewLevels(config.Categories),
 		runs:        stage.NewGroup[ID]("RunPodSandbox", config.Recorder, config.Log),
 		creates:     stage.NewGroup[ContainerID]("CreateContainer", config.Recorder, config.Log),
 		starts:      stage.NewGroup[struct{}]("StartContainer", config.Recorder, config.Log),

@@ -20,6 +20,7 @@ import (
 	"github.com/criserver/criserver/ociruntime"
 	"github.com/criserver/criserver/ociruntime/cgroup"
 	"github.com/criserver/criserver/ociruntime/kernel"
+	"github.com/criserver/criserver/ociruntime/selinux"
 	"github.com/criserver/criserver/sandbox"
 	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/layer"
@@ -35,7 +36,11 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		}
 	}()
 	recorder := stage.NewRecorder(flightSize)
-	runtime, driver, err := n.assembleRuntime()
+	seLinux, err := n.assembleSELinux()
+	if err != nil {
+		return nil, err
+	}
+	runtime, driver, err := n.assembleRuntime(seLinux)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +74,8 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		pods, err := sandbox.New(ctx, sandbox.Config{
 			StateDir: config.State, RootDir: config.Root, LineMax: config.Container.LogLineMax,
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
-			AppArmor: appArmor, Recorder: recorder, Log: log,
+			AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
+			Recorder: recorder, Log: log,
 		})
 		if err != nil {
 			return fmt.Errorf("bring back pods: %w", err)
@@ -93,7 +99,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 // pauseParent is the cgroup of all pauses with pause_cgroup = "runtime". It stays as long as one of them does.
 const pauseParent = "/criserver"
 
-func (n *node) assembleRuntime() (*ociruntime.Runtime, runtimev1.CgroupDriver, error) {
+func (n *node) assembleRuntime(seLinux *selinux.Host) (*ociruntime.Runtime, runtimev1.CgroupDriver, error) {
 	driver := runtimev1.CgroupDriver_CGROUPFS
 	binary, err := findPause(n.config.Pause)
 	if err != nil {
@@ -105,6 +111,11 @@ func (n *node) assembleRuntime() (*ociruntime.Runtime, runtimev1.CgroupDriver, e
 	}
 	n.closers = append(n.closers, func(context.Context) error { return hierarchies.Close() })
 	c := ociruntime.Config{PauseBinary: binary, WorkDir: n.config.State, Cgroups: hierarchies, Log: n.log}
+	if seLinux != nil {
+		if c.SharedLabel, err = seLinux.File(selinux.Options{}); err != nil {
+			return nil, driver, err
+		}
+	}
 	if n.config.PauseCgroup == "runtime" {
 		c.PauseParent = pauseParent
 	}

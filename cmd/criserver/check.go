@@ -56,6 +56,7 @@ var checks = []check{
 	{"pod network", checkNetwork},
 	{"packet filter", checkFilter},
 	{"AppArmor", checkAppArmor},
+	{"SELinux", checkSELinux},
 }
 
 func newCheck(flags *flags) *cobra.Command {

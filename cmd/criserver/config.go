@@ -60,6 +60,8 @@ type Images struct {
 type Security struct {
 	AppArmor        string `toml:"apparmor" comment:"auto, on or off. auto: where the kernel has it; on: criserver does not start without it and its default profile."`
 	AppArmorDefault string `toml:"apparmor_default" comment:"Profile of containers that name none. criserver loads criserver-default, its own; another must be loaded. unconfined: none."`
+	SELinux         string `toml:"selinux" comment:"auto, on or off. auto: where it is enabled and the policy knows containers; on: criserver does not start without it."`
+	Categories      int    `toml:"selinux_categories" comment:"Categories of the policy. Each pod has two of them that no other pod has."`
 }
 
 // Duration is a time.Duration that is written as "1.5s" in the file.
@@ -98,6 +100,6 @@ func defaultConfig() Config {
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},
 		Images:       Images{Store: "auto"},
-		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile},
+		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
 	}
 }

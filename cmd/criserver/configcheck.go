@@ -52,6 +52,10 @@ func validate(c *Config) []string {
 	oneOf("images.store", c.Images.Store, "auto", "erofs", "overlay")
 	oneOf("network.default", c.Network.Default, "on", "off")
 	oneOf("security.apparmor", c.Security.AppArmor, "auto", "on", "off")
+	oneOf("security.selinux", c.Security.SELinux, "auto", "on", "off")
+	if n := c.Security.Categories; n < 64 || n > 1<<16 {
+		add("security.selinux_categories", "%d is not between 64 and %d", n, 1<<16)
+	}
 	if name := c.Security.AppArmorDefault; name == "" || strings.ContainsAny(name, "\n\x00") {
 		add("security.apparmor_default", "%q is not the name of a profile", name)
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/criserver/criserver/ociruntime/apparmor"
+	"github.com/criserver/criserver/ociruntime/selinux"
 	"github.com/criserver/criserver/ociruntime/specgen"
 )
 
@@ -100,4 +101,55 @@ func checkAppArmor(c Config) finding {
 		return finding{without, found + ": " + err.Error(), "containers that name no profile are not confined by AppArmor", "install the package apparmor, or load the profile"}
 	}
 	return finding{found: found}
+}
+
+// errNoSELinux says that the kernel has no SELinux that labels could be for.
+var errNoSELinux = errors.New("the kernel has no SELinux, or it is disabled")
+
+// assembleSELinux returns what the policy says of containers, nil if SELinux is not used.
+func (n *node) assembleSELinux() (*selinux.Host, error) {
+	c := n.config.Security
+	if c.SELinux == "off" {
+		return nil, nil
+	}
+	host, err := detectSELinux()
+	switch {
+	case err == nil:
+		return host, nil
+	case c.SELinux == "on":
+		return nil, fmt.Errorf("security.selinux: %w", err)
+	case errors.Is(err, errNoSELinux):
+		n.log.Info("containers are not labelled", "reason", err)
+	default:
+		n.log.Error("containers are not labelled", "error", err)
+	}
+	return nil, nil
+}
+
+func detectSELinux() (*selinux.Host, error) {
+	host, err := selinux.Detect()
+	if err == nil && host == nil {
+		err = errNoSELinux
+	}
+	return host, err
+}
+
+func checkSELinux(c Config) finding {
+	if c.Security.SELinux == "off" {
+		return finding{found: "off in the configuration"}
+	}
+	without := degraded
+	if c.Security.SELinux == "on" {
+		without = missing
+	}
+	host, err := detectSELinux()
+	switch {
+	case errors.Is(err, errNoSELinux) && without == degraded:
+		return finding{found: "none: " + err.Error()} // most nodes have one security module
+	case err != nil:
+		return finding{without, err.Error(), "containers are not labelled", "install a policy for containers (container-selinux), or set security.selinux to off"}
+	case host.Privileged() == "":
+		return finding{degraded, "the policy has no " + selinux.PrivilegedType, "the policy decides what privileged containers may do", "install a policy for containers (container-selinux)"}
+	}
+	return finding{found: "containers are labelled"}
 }

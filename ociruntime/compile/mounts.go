@@ -15,6 +15,7 @@ import (
 type Filesystem struct {
 	Type, Source string
 	Options      mount.Options
+	Label        string // SELinux label of its root directory; "": as it is
 }
 
 // Mount is one mount of a container, in the order of attaching.
@@ -76,7 +77,13 @@ func (t tree) make(what string, f *Filesystem) program.Slot {
 		}
 	}
 	t.b.Call(what, unix.SYS_FSCONFIG, fs, unix.FSCONFIG_CMD_CREATE, nil, nil, 0)
-	return t.b.Call(what+": fsmount", unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, f.Options.Attr.Set).Keep()
+	made := t.b.Call(what+": fsmount", unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, f.Options.Attr.Set).Keep()
+	if f.Label != "" {
+		t.b.Call(what+": enter", unix.SYS_FCHDIR, made)
+		t.b.Call(what+": label", unix.SYS_SETXATTR, program.String("."), program.String("security.selinux"), program.String(f.Label), len(f.Label), 0)
+		t.b.Call(what+": leave", unix.SYS_CHDIR, program.String("/"))
+	}
+	return made
 }
 
 // attach moves a detached mount to its destination, which is created if it is missing.

@@ -38,8 +38,8 @@ type PodFiles struct {
 // Host is what this node has and how it is configured.
 type Host struct {
 	CgroupV2          bool
-	LastCap           int  // the last capability that the kernel knows
-	RecursiveReadOnly bool // mount_setattr (5.12)
+	LastCap           int                                            // the last capability that the kernel knows
+	RecursiveReadOnly bool                                           // mount_setattr (5.12)
 	AppArmor          *AppArmor                                      // nil: the host has none
 	Rlimits           []specs.POSIXRlimit                            // of every container; see DefaultRlimits
 	Devices           func(path string) ([]specs.LinuxDevice, error) // nil: HostDevices
