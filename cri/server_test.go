@@ -137,16 +137,20 @@ func (c *client) start() {
 	}})
 }
 
-func newClient(t *testing.T) *client {
+func newClient(t *testing.T, change ...func(*Config)) *client {
 	t.Helper()
 	c := &client{back: &backend{}, log: &bytes.Buffer{}, rec: stage.NewRecorder(8)}
-	c.server = New(Config{
+	config := Config{
 		Version: "1.2.3", CgroupDriver: runtimev1.CgroupDriver_CGROUPFS,
 		Handlers:  []Handler{{Name: "", RecursiveReadOnly: true, UserNamespaces: true}},
 		Features:  Features{SupplementalGroupsPolicy: true, MountOptions: true},
 		Effective: []byte(`{"Root":"/r"}`), Recorder: c.rec,
 		Log: slog.New(slog.NewTextHandler(c.log, &slog.HandlerOptions{Level: slog.LevelInfo})),
-	})
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	c.server = New(config)
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -397,6 +401,21 @@ func TestFailureIsLoggedOnceWithStagesAndWithoutSecrets(t *testing.T) {
 	for _, want := range []string{"level=WARN", `msg="rpc failed"`, "rpc=PullImage", "subject=r/busybox", "code=Unknown", `stages="resolve `} {
 		if strings.Count(log, want) != 1 {
 			t.Errorf("log does not say %s once:\n%s", want, log)
+		}
+	}
+}
+
+func TestSlowRPCIsLoggedOnceWithStages(t *testing.T) {
+	for slow, want := range map[time.Duration]int{time.Nanosecond: 1, time.Hour: 0, 0: 0} {
+		c := newClient(t, func(config *Config) { config.Slow = slow })
+		c.start()
+		if _, err := c.images.PullImage(t.Context(), &runtimev1.PullImageRequest{Image: &runtimev1.ImageSpec{Image: "r/busybox"}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{`level=INFO msg="rpc was slow" rpc=PullImage subject=r/busybox took=`, `stages="resolve `} {
+			if got := strings.Count(c.log.String(), text); got != want {
+				t.Errorf("slow from %v on: the log says %s %d times, want %d:\n%s", slow, text, got, want, c.log)
+			}
 		}
 	}
 }
