@@ -145,12 +145,28 @@ func (c *capture) start() {
 	c.done.Go(c.read)
 }
 
-// finish returns what was read when all writers have closed, or at until.
+// finish returns what was written until all writers have closed, or until.
 func (c *capture) finish(until time.Time) []byte {
 	_ = c.r.SetReadDeadline(until) // pipes have deadlines
 	c.done.Wait()
+	c.takeRest()
 	_ = c.r.Close()
 	return c.data
+}
+
+// takeRest reads what is in the pipe: at its deadline a read returns nothing, also if there is something.
+func (c *capture) takeRest() {
+	raw, err := c.r.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { // fails for a closed file only
+		have, _ := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		rest := make([]byte, min(have, maxExecOutput-len(c.data)))
+		if n, err := unix.Read(int(fd), rest); err == nil {
+			c.data = append(c.data, rest[:n]...)
+		}
+	})
 }
 
 func (c *capture) read() {

@@ -73,3 +73,21 @@ func TestEndOfTheCallerKillsTheCommand(t *testing.T) {
 	want(t, "exec in an exited one", errors.Is(err, ErrState), true)
 	must(t, m.s.RemovePod(t.Context(), pod))
 }
+
+// What a command wrote before it ended is not lost when nobody has read it by the deadline.
+func TestOutputAtTheDeadline(t *testing.T) {
+	for range 100 {
+		var c capture
+		if err := c.open(0, 0); err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Repeat("x", 60000)
+		if _, err := c.w.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		c.start()
+		if got := c.finish(time.Now().Add(-time.Second)); string(got) != text {
+			t.Fatalf("%d bytes of %d", len(got), len(text))
+		}
+	}
+}
