@@ -244,10 +244,14 @@ func (l *life) startContainer(ctx context.Context, id string) error {
 		l.s.mu.Unlock()
 		return l.s.d.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id})
 	})
-	if sent > 1 && status.Code(err) == codes.FailedPrecondition && (strings.HasSuffix(err.Error(), "is running") || strings.HasSuffix(err.Error(), "is exited")) {
+	if sent == 1 || status.Code(err) != codes.FailedPrecondition {
+		return err
+	}
+	s, statusErr := l.containerStatus(ctx, id)
+	if statusErr == nil && s.StartedAt > 0 {
 		return nil
 	}
-	return err
+	return errors.Join(err, statusErr)
 }
 
 func (l *life) containerStatus(ctx context.Context, id string) (*cri.ContainerStatus, error) {
