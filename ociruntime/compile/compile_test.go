@@ -97,6 +97,9 @@ func TestGolden(t *testing.T) {
 			c.Tasks = nil
 			c.Mounts = []Mount{{What: "mount cgroup2", Destination: "/sys/fs/cgroup", Make: &Filesystem{Type: "cgroup2", Source: "cgroup", Options: mount.ParseOptions([]string{"ro"})}}}
 		}},
+		{"mqueue-label", func(c *Container) {
+			c.Mounts = []Mount{{What: "mount mqueue", Destination: "/dev/mqueue", Make: &Filesystem{Type: "mqueue", Source: "mqueue", Label: "u:r:t:s0"}}}
+		}},
 		{"absolute-executable", func(c *Container) { c.Spec.Args = []string{"/bin/true"} }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
