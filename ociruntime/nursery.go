@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/kernel"
 	"github.com/criserver/criserver/ociruntime/mount"
 )
 
@@ -36,24 +36,15 @@ type bornOrNot struct {
 func newNursery(pauseBinary, dir, label string) (*nursery, error) {
 	n := &nursery{births: make(chan birth), closed: make(chan struct{})}
 	ready := make(chan error)
-	go n.live(pauseBinary, dir, label, ready)
+	go kernel.Apart(func() { n.live(pauseBinary, dir, label, ready) })
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("build the minimal mount namespace: %w", err)
 	}
 	return n, nil
 }
 
-// live never unlocks its thread, so the thread ends with the goroutine and nothing else runs in its namespace.
+// live is what the thread does; nothing else runs in its namespace.
 func (n *nursery) live(pauseBinary, dir, label string, ready chan<- error) {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// What /proc/self shows is the main thread's, so that one stays where it is: hold it until another is taken.
-		taken := make(chan error)
-		go n.live(pauseBinary, dir, label, taken)
-		ready <- <-taken
-		runtime.UnlockOSThread()
-		return
-	}
 	err := buildMinimalNamespace(pauseBinary, dir, label)
 	ready <- err
 	if err != nil {

@@ -89,6 +89,23 @@ func TestProbesKeepOptionsOfCgroup2(t *testing.T) {
 	}
 }
 
+// /proc/self is what others look at: the mount table, and the namespace that volumes are opened in.
+func TestProbesKeepNamespaceOfMainThread(t *testing.T) {
+	needRoot(t)
+	before, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if err := inPrivateNamespace(func(string) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := os.Readlink("/proc/self/ns/mnt"); after != before || err != nil {
+			t.Fatalf("mount namespace of the process %s, was %s: %v", after, before, err)
+		}
+	}
+}
+
 func mountCgroup2(t *testing.T, options ...func(int) error) {
 	t.Helper()
 	fd, err := detached("cgroup2", options...)

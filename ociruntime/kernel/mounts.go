@@ -72,8 +72,7 @@ func inPrivateNamespace(f func(dir string) error) error {
 		return err
 	}
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the Go runtime ends a thread that is still locked with its goroutine
+	go Apart(func() {
 		done <- func() error {
 			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP); err != nil {
 				return fmt.Errorf("unshare the mount and cgroup namespaces: %w", err)
@@ -88,6 +87,23 @@ func inPrivateNamespace(f func(dir string) error) error {
 			// Not left to the namespace's end, which the kernel may put off: the directory is removed next.
 			return errors.Join(err, unix.Unmount(dir, unix.MNT_DETACH))
 		}()
-	}()
+	})
 	return errors.Join(<-done, os.Remove(dir))
+}
+
+// Apart runs f in a thread that f may give namespaces of its own: it is never unlocked, so that it ends with its goroutine, which
+// must be there for f alone. It is not the main thread, whose namespaces /proc/self shows, and which never ends.
+func Apart(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	done := make(chan struct{}) // holds the main thread until another is taken
+	go func() {
+		defer close(done)
+		Apart(f)
+	}()
+	<-done
+	runtime.UnlockOSThread()
 }

@@ -4,10 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/kernel"
 )
 
 // namespace is a mount namespace with nothing in it but the store's root, proc, and what is attached for overlays.
@@ -33,7 +34,7 @@ const (
 func newNamespace(store string) (*namespace, error) {
 	n := &namespace{calls: make(chan nsCall), done: make(chan struct{})}
 	ready := make(chan error)
-	go n.run(store, ready)
+	go kernel.Apart(func() { n.run(store, ready) })
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("make layer namespace: %w", err)
 	}
@@ -42,7 +43,6 @@ func newNamespace(store string) (*namespace, error) {
 
 func (n *namespace) run(store string, ready chan<- error) {
 	defer close(n.done)
-	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine, and the namespace with it
 	err := enter(store)
 	ready <- err
 	if err != nil {
