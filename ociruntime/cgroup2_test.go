@@ -65,7 +65,7 @@ func TestExecInDelegatedGroup(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, _ := f.started(t, p, "sleep 1000", nil)
-			leaf := c.CgroupPaths()[""]
+			leaf := c.group.Paths()[""]
 			if err := tt.change(leaf); err != nil {
 				t.Fatal(err)
 			}

@@ -100,9 +100,6 @@ func (c *Container) Exit() (Exit, bool) {
 	}
 }
 
-// CgroupPaths tells the leaf's directory in each hierarchy by controller.
-func (c *Container) CgroupPaths() map[string]string { return c.group.Paths() }
-
 // Create prepares a container: cgroup leaf with its limits, root file system, record. On error nothing is left.
 func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err error) {
 	c := &Container{pod: p, exited: make(chan struct{}), spec: cc.Spec, root: cc.Root, stdio: cc.Stdio}
@@ -122,11 +119,7 @@ func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err
 		return nil, err
 	}
 	undo.add(func() error { p.freeSlot(c.record.Slot); return nil })
-	var resources *specs.LinuxResources
-	if cc.Spec.Linux != nil {
-		resources = cc.Spec.Linux.Resources
-	}
-	c.group, err = p.createLeaf(p.parent, cc.ID, resources)
+	c.group, err = p.createLeaf(p.parent, cc.ID, cc.Spec.Linux.Resources)
 	if c.group != nil {
 		undo.add(func() error { return c.group.Delete(context.WithoutCancel(ctx)) })
 	}

@@ -179,6 +179,11 @@ func TestDifferentialRunc(t *testing.T) {
 	if _, err := exec.LookPath("runc"); err != nil {
 		t.Skip("runc is not installed")
 	}
+	differential(t, []string{"runc"})
+}
+
+// differential compares with a peer, which is called by its path and what comes before it.
+func differential(t *testing.T, peer []string) {
 	f := newFixture(t)
 	p := f.pod(t, nil)
 	for _, tt := range differentialSpecs() {
@@ -188,15 +193,29 @@ func TestDifferentialRunc(t *testing.T) {
 			if exit.Code != 0 {
 				t.Fatalf("exit %+v:\n%s", exit, out)
 			}
-			want := withoutInherited(t, f.runc(t, theirs))
+			want := withoutInherited(t, f.peer(t, peer, theirs))
 			if d := cmp.Diff(sections(want), sections(out)); d != "" {
-				t.Errorf("differs from runc (-runc +ours):\n%s", d)
+				t.Errorf("differs from %s (-%[1]s +ours):\n%s", filepath.Base(peer[len(peer)-1]), d)
 			}
 		})
 	}
 }
 
-// withoutInherited takes out of runc's answer what it passes on of this process: ignored signals. pause resets them.
+// The same with crun, where a version that accepts this host has been unpacked.
+func TestDifferentialCrun(t *testing.T) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Skip(err)
+	}
+	root := filepath.Join(cache, "criserver-bench", "crun")
+	loaders, err := filepath.Glob(root + "/usr/lib/*/ld-linux-*.so.*")
+	if err != nil || len(loaders) != 1 {
+		t.Skip("there is no newer crun: test/bench/fetch-crun unpacks one")
+	}
+	differential(t, []string{loaders[0], "--library-path", filepath.Dir(loaders[0]), root + "/usr/bin/crun"})
+}
+
+// withoutInherited takes out of a peer's answer what it passes on of this process: ignored signals. pause resets them.
 func withoutInherited(t *testing.T, out string) string {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
@@ -236,13 +255,13 @@ func sections(out string) map[string][]string {
 	return m
 }
 
-// runc runs the same spec with runc in namespaces like those of a pod.
-func (f *fixture) runc(t *testing.T, s *specs.Spec) string {
+// peer runs the same spec with another runtime in namespaces like those of a pod.
+func (f *fixture) peer(t *testing.T, peer []string, s *specs.Spec) string {
 	t.Helper()
 	bundle := t.TempDir()
 	s.Root.Path = f.root
 	s.Hostname = "pod"
-	s.Linux.CgroupsPath = f.parent + "/runc"
+	s.Linux.CgroupsPath = f.parent + "/peer"
 	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UTSNamespace}, specs.LinuxNamespace{Type: specs.IPCNamespace})
 	data, err := json.Marshal(s)
 	if err != nil {
@@ -251,7 +270,8 @@ func (f *fixture) runc(t *testing.T, s *specs.Spec) string {
 	if err := os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("runc", "--root", filepath.Join(bundle, "state"), "run", "--bundle", bundle, "probe-"+randomID()[:8])
+	args := append(peer[1:len(peer):len(peer)], "--root", filepath.Join(bundle, "state"), "run", "--bundle", bundle, "probe-"+randomID()[:8])
+	cmd := exec.Command(peer[0], args...)
 	var out bytes.Buffer
 	if s.Process.Terminal {
 		return runOnTerminal(t, cmd, s.Process.ConsoleSize)
@@ -268,12 +288,12 @@ func (f *fixture) runc(t *testing.T, s *specs.Spec) string {
 	_, _ = out.ReadFrom(r)
 	_ = r.Close()
 	if err := cmd.Wait(); err != nil {
-		t.Fatalf("runc: %v\n%s", err, out.String())
+		t.Fatalf("%s: %v\n%s", cmd, err, out.String())
 	}
 	return out.String()
 }
 
-// runOnTerminal gives runc a terminal of its own, because it passes its size on.
+// runOnTerminal gives a command a terminal of its own, because it passes its size on.
 func runOnTerminal(t *testing.T, cmd *exec.Cmd, size *specs.Box) string {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -300,7 +320,7 @@ func runOnTerminal(t *testing.T, cmd *exec.Cmd, size *specs.Box) string {
 	var out bytes.Buffer
 	_, _ = out.ReadFrom(master) // ends with EIO when the last slave is closed
 	if err := cmd.Wait(); err != nil {
-		t.Fatalf("runc: %v\n%s", err, out.String())
+		t.Fatalf("%s: %v\n%s", cmd, err, out.String())
 	}
 	return out.String()
 }

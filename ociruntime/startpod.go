@@ -229,21 +229,18 @@ func listen(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), socketName)
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: socketPath(d)}); err == nil {
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: socketPath(d)})
+	if err == nil {
 		err = unix.Fchmodat(int(d.Fd()), socketName, 0o600, 0)
-		if err == nil {
-			err = unix.Listen(fd, 8)
-		}
-		if err == nil {
-			return f, nil
-		}
-	} else {
-		_ = f.Close()
+	}
+	if err == nil {
+		err = unix.Listen(fd, 8)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
 		return nil, err
 	}
-	_ = f.Close()
-	return nil, err
+	return os.NewFile(uintptr(fd), socketName), nil
 }
 
 func socketPath(dir *os.File) string {

@@ -56,7 +56,7 @@ func FuzzPaths(f *testing.F) {
 				t.Errorf("%q became %q", parent, dir)
 			}
 		}
-		if unit, path, err := ExpandSlice(parent); err == nil {
+		if unit, path, err := expandSlice(parent); err == nil {
 			if !strings.HasSuffix(unit, ".slice") || !strings.HasPrefix(path, "/") {
 				t.Errorf("%q became %q at %q", parent, unit, path)
 			}

@@ -511,20 +511,11 @@ func TestKillFrozen(t *testing.T) {
 	})
 }
 
-func TestSwapLimits(t *testing.T) {
-	hs := host(t)
-	only(t, hs, "memory")
-	_, err := os.Stat(hs.byController["memory"].abs("memory.memsw.limit_in_bytes"))
-	if hs.SwapLimits() != (err == nil) {
-		t.Errorf("SwapLimits = %v, but memsw: %v", hs.SwapLimits(), err)
-	}
-}
-
 func TestNewRefuses(t *testing.T) {
 	all := host(t).List()
 	memory := slices.DeleteFunc(slices.Clone(all), func(h Hierarchy) bool { return !slices.Contains(h.Controllers, "memory") })
 	for want, list := range map[string][]Hierarchy{
-		ErrNoCgroup.Error(): nil,
+		"no cgroup hierarchy is mounted":                            nil,
 		"neither a cgroup2 nor a v1 freezer hierarchy is mounted":   memory,
 		"open cgroup hierarchy /nowhere: no such file or directory": append(slices.Clone(all), Hierarchy{MountPoint: "/nowhere"}),
 	} {

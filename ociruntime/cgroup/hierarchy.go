@@ -32,9 +32,6 @@ type Hierarchy struct {
 	Unified     bool     // cgroup2
 }
 
-// ErrNoCgroup is returned by Detect if no cgroup hierarchy is mounted at all.
-var ErrNoCgroup = errors.New("no cgroup hierarchy is mounted")
-
 // hierarchy is a Hierarchy with its root opened.
 type hierarchy struct {
 	Hierarchy
@@ -53,7 +50,7 @@ type Hierarchies struct {
 
 // Detect opens every cgroup hierarchy in this process' mount table. Bind mounts of subtrees are left out.
 func Detect() (*Hierarchies, error) {
-	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	mountinfo, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
@@ -93,7 +90,7 @@ func mounted(mountinfo string) []Hierarchy {
 // they are read from its root. Close gives the descriptors back.
 func New(list []Hierarchy) (*Hierarchies, error) {
 	if len(list) == 0 {
-		return nil, ErrNoCgroup
+		return nil, errors.New("no cgroup hierarchy is mounted")
 	}
 	hs := &Hierarchies{byController: map[string]*hierarchy{}}
 	for _, h := range list {
@@ -182,20 +179,3 @@ func (hs *Hierarchies) List() []Hierarchy {
 
 // Has says whether a controller ("memory", "pids") is mounted somewhere.
 func (hs *Hierarchies) Has(controller string) bool { return hs.byController[controller] != nil }
-
-// SwapLimits says whether swap can be limited. On v2 only a group that is not the root knows: without any, the answer is no.
-func (hs *Hierarchies) SwapLimits() bool {
-	h := hs.byController["memory"]
-	if h == nil {
-		return false
-	}
-	if !h.Unified {
-		_, err := h.read("", "memory.memsw.limit_in_bytes")
-		return err == nil
-	}
-	groups, err := h.children("")
-	return err == nil && slices.ContainsFunc(groups, func(dir string) bool {
-		_, err := h.read(dir, "memory.swap.max")
-		return err == nil
-	})
-}

@@ -373,8 +373,8 @@ func TestV1MemoryOrder(t *testing.T) {
 
 func TestWeight(t *testing.T) {
 	for shares, want := range map[uint64]uint64{0: 0, 1: 1, 2: 1, 102: 17, 512: 59, 1024: 100, 2048: 174, 262144: 10000, 1 << 40: 10000} {
-		if got := Weight(shares); got != want {
-			t.Errorf("Weight(%d) = %d, want %d", shares, got, want)
+		if got := cpuWeight(shares); got != want {
+			t.Errorf("cpuWeight(%d) = %d, want %d", shares, got, want)
 		}
 	}
 }

@@ -35,7 +35,7 @@ const scopeUndo = 10 * time.Second
 
 // OpenScope is the Scope of a pod whose id and CRI cgroup parent are known; nothing is asked of systemd.
 func OpenScope(id, parent string) (*Scope, error) {
-	_, slicePath, err := ExpandSlice(parent)
+	_, slicePath, err := expandSlice(parent)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func StartScope(ctx context.Context, bus Bus, id, parent string, pid int) (*Scop
 	if err != nil {
 		return nil, err
 	}
-	slice, _, err := ExpandSlice(parent)
+	slice, _, err := expandSlice(parent)
 	if err != nil {
 		return nil, err
 	}
@@ -88,9 +88,6 @@ func (s *Scope) Stop(ctx context.Context, bus Bus) error {
 	}
 	return fmt.Errorf("stop scope %s: %w", s.unit, err)
 }
-
-// Unit is the name of the unit: cri-<id>.scope.
-func (s *Scope) Unit() string { return s.unit }
 
 // Path is the cgroup path of the scope, to be the parent of leaves.
 func (s *Scope) Path() string { return s.path }

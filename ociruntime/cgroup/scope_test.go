@@ -24,15 +24,15 @@ func TestExpandSlice(t *testing.T) {
 		{"/a.slice/a-b.slice", "a-b.slice", "/a.slice/a-b.slice"},
 		{"/a-b.slice", "a-b.slice", "/a.slice/a-b.slice"},
 	} {
-		unit, path, err := ExpandSlice(c.parent)
+		unit, path, err := expandSlice(c.parent)
 		if unit != c.unit || path != c.path || err != nil {
-			t.Errorf("ExpandSlice(%q) = %q, %q, %v", c.parent, unit, path, err)
+			t.Errorf("expandSlice(%q) = %q, %q, %v", c.parent, unit, path, err)
 		}
 	}
 	for _, bad := range []string{"/kubepods/pod1", "a", ".slice", "-a.slice", "a-.slice", "a--b.slice", "a b.slice", "x/a.slice",
 		"/b.slice/a-b.slice", "../a.slice", "a\x00.slice", "--.slice", "/"} {
-		if unit, path, err := ExpandSlice(bad); err == nil {
-			t.Errorf("ExpandSlice(%q) = %q, %q", bad, unit, path)
+		if unit, path, err := expandSlice(bad); err == nil {
+			t.Errorf("expandSlice(%q) = %q, %q", bad, unit, path)
 		}
 	}
 }
@@ -76,8 +76,8 @@ func TestScopeStartsAndStops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Path() != "/kubepods.slice/kubepods-pod1.slice/cri-abc.scope" || s.Unit() != "cri-abc.scope" {
-		t.Errorf("scope %s at %s", s.Unit(), s.Path())
+	if s.Path() != "/kubepods.slice/kubepods-pod1.slice/cri-abc.scope" || s.unit != "cri-abc.scope" {
+		t.Errorf("scope %s at %s", s.unit, s.Path())
 	}
 	var got []string
 	for _, p := range bus.units["cri-abc.scope"] {

@@ -24,9 +24,9 @@ func HostDriver() Driver {
 	return Cgroupfs
 }
 
-// ExpandSlice finds a slice: "a-b.slice" is the unit a-b.slice at the cgroup path /a.slice/a-b.slice. "" is system.slice,
+// expandSlice finds a slice: "a-b.slice" is the unit a-b.slice at the cgroup path /a.slice/a-b.slice. "" is system.slice,
 // as for systemd itself, and "-.slice" the root ("/"). A parent given with its path is taken if the path is right.
-func ExpandSlice(parent string) (unit, cgroupPath string, err error) {
+func expandSlice(parent string) (unit, cgroupPath string, err error) {
 	if parent == "" {
 		parent = "system.slice"
 	}

@@ -81,9 +81,9 @@ func needed(res *specs.LinuxResources) []string {
 	return names
 }
 
-// Weight converts v1 cpu shares (2 to 262144, 1024 is normal) to a v2 cpu weight (1 to 10000, 100 is normal) by the
+// cpuWeight converts v1 cpu shares (2 to 262144, 1024 is normal) to a v2 cpu weight (1 to 10000, 100 is normal) by the
 // curve that Kubernetes and runc agreed on in 2025: the three points map exactly. 0 stays 0, "not set".
-func Weight(shares uint64) uint64 {
+func cpuWeight(shares uint64) uint64 {
 	switch {
 	case shares == 0:
 		return 0
@@ -106,7 +106,7 @@ func (v2) cpu(now current, c *specs.LinuxCPU) ([]setting, error) {
 		s = append(s, setting{what: "cpu idle", file: "cpu.idle", value: strconv.FormatInt(*c.Idle, 10)})
 	}
 	if set(c.Shares) && (c.Idle == nil || *c.Idle == 0) {
-		s = append(s, setting{what: "cpu weight", file: "cpu.weight", value: strconv.FormatUint(Weight(*c.Shares), 10)})
+		s = append(s, setting{what: "cpu weight", file: "cpu.weight", value: strconv.FormatUint(cpuWeight(*c.Shares), 10)})
 	}
 	if set(c.Quota) || set(c.Period) {
 		value, err := cpuMax(now, c)

@@ -2,6 +2,8 @@ package compile
 
 import (
 	"encoding/binary"
+	"maps"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -108,7 +110,7 @@ func (boot Boot) Compile() (*program.Program, error) {
 	if boot.Loopback {
 		loopbackUp(b)
 	}
-	for _, key := range sortedKeys(boot.Sysctls) {
+	for _, key := range slices.Sorted(maps.Keys(boot.Sysctls)) {
 		writeFile(b, "set sysctl "+key+" to "+boot.Sysctls[key], ProcDir+"/sys/"+sysctlPath(key), boot.Sysctls[key])
 	}
 	return b.Build()

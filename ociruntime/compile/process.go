@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path"
-	"sort"
 	"strconv"
 	"strings"
 
@@ -306,14 +305,4 @@ func candidates(name string, env []string) []string {
 		}
 	}
 	return paths
-}
-
-// sortedKeys returns the keys of a map in order, so that the same input gives the same Program.
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
 }

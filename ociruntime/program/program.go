@@ -287,9 +287,6 @@ func (b *Builder) NewLabel() Label {
 // Place puts a label before the next call.
 func (b *Builder) Place(l Label) { b.p.labels[l] = len(b.p.instrs) }
 
-// Len is the number of instructions so far.
-func (b *Builder) Len() int { return len(b.p.instrs) }
-
 // Keep stores the result in a new slot.
 func (c Call) Keep() Slot {
 	s := c.b.NewSlot()

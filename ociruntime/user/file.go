@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/mount"
 )
 
 const (
@@ -64,20 +66,17 @@ func scan(r io.Reader, each func(line string) (more bool, err error)) error {
 
 // openInside opens a regular file. It looks before it opens: opening a device can do things, opening a fifo waits.
 func openInside(root *os.File, name string) (*os.File, error) {
-	found, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	found, err := mount.OpenIn(root, name, unix.O_PATH, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(found)
+	defer found.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(found, &st); err != nil {
+	if err := unix.Fstat(int(found.Fd()), &st); err != nil {
 		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, errors.New("not a regular file")
 	}
-	return os.Open("/proc/self/fd/" + strconv.Itoa(found))
+	return os.Open("/proc/self/fd/" + strconv.Itoa(int(found.Fd())))
 }
