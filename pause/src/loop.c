@@ -194,17 +194,13 @@ static void init_signals(void)
 /* The numbers of standard input, output and error must never come to mean something else. */
 static void init_stdio(void)
 {
-	for (int fd = 0; fd <= 2; fd++) {
-		int ends[2];
-		if (sys(SYS_fcntl, fd, F_GETFD) != -EBADF)
-			continue;
-		if (sys_failed(sys(SYS_pipe2, ends, 0)) || ends[0] != fd)
-			die(3);
-		if (ends[1] > 2)
-			(void)sys(SYS_close, ends[1]);
-		else
-			fd++;
-	}
+	long fd;
+	do
+		fd = sys(SYS_eventfd2, 0, 0);
+	while (fd >= 0 && fd <= 2);
+	if (sys_failed(fd))
+		die(3);
+	(void)sys(SYS_close, fd);
 }
 
 static void init(int state)

@@ -248,10 +248,9 @@ static void get_log(struct task *t, const struct state_task *s)
 
 static int get_task(const struct state_task *s)
 {
-	struct task *t = s->is_exec ? exec_new(s->id) : task_new();
+	struct task *t = task_new(s->id, s->is_exec != 0);
 	if (t == NULL || s->phase == PHASE_FREE || s->phase > PHASE_EXITED)
 		return -EINVAL;
-	t->id = s->id;
 	t->phase = (uint8_t)s->phase;
 	t->untold = s->untold;
 	t->pid = s->pid;

@@ -219,7 +219,7 @@ static int start_task(const struct msg_start *m, struct task **t)
 	if ((m->flags & (START_EXEC | START_REAPER)) != 0) {
 		if (*t != NULL)
 			return -EEXIST;
-		*t = exec_new(m->task);
+		*t = task_new(m->task, true);
 		return *t != NULL ? 0 : -ENOSPC;
 	}
 	if (*t == NULL)

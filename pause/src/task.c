@@ -60,33 +60,22 @@ static struct task *container_find(uint64_t id)
 	return t != NULL && !is_exec(t) ? t : NULL;
 }
 
-static struct task *free_slot(uint32_t from, uint32_t n, uint32_t *high)
+/* A container, or an exec, in the first row that is free. */
+struct task *task_new(uint64_t id, bool exec)
 {
-	for (uint32_t i = 0; i < n; i++) {
+	uint32_t from = exec ? MAX_TASKS : 0, *high = exec ? &execs_high : &tasks_high;
+	for (uint32_t i = 0; i < MAX_TASKS; i++) {
 		struct task *t = task_at(from + i);
 		if (t->phase != PHASE_FREE)
 			continue;
 		if (i >= *high)
 			*high = i + 1;
 		t->index = (uint16_t)(from + i);
+		t->id = id;
+		t->phase = PHASE_ADDED;
 		return t;
 	}
 	return NULL;
-}
-
-struct task *task_new(void)
-{
-	return free_slot(0, MAX_TASKS, &tasks_high);
-}
-
-struct task *exec_new(uint64_t id)
-{
-	struct task *t = free_slot(MAX_TASKS, MAX_EXECS, &execs_high);
-	if (t == NULL)
-		return NULL;
-	t->id = id;
-	t->phase = PHASE_ADDED;
-	return t;
 }
 
 void task_free(struct task *t)
@@ -131,17 +120,18 @@ int task_add(struct request *r)
 		err = writer_start();
 	if (err != 0)
 		return err;
-	struct task *t = task_new();
+	struct task *t = task_new(m->task, false);
 	if (t == NULL)
 		return -ENOSPC;
 	uint32_t n = 0, i = t->index;
 	int tty_output = 0;
 	if ((m->fds & 1u << ADD_TTY) != 0) { /* the only step that can fail: before anything is taken */
 		err = terminal_open(t, r->fds[(m->fds & 1u << ADD_LOG) != 0], &tty_output);
-		if (err != 0)
+		if (err != 0) {
+			task_free(t);
 			return err;
+		}
 	}
-	t->id = m->task;
 	t->exit_slot = m->exit_slot;
 	memcpy(t->name, m->name, sizeof t->name);
 	atomic_store(&log_at(i)->fd, take(m, r, &n, ADD_LOG));
@@ -151,7 +141,6 @@ int task_add(struct request *r)
 		t->fd[b] = take(m, r, &n, b);
 	writer_prepare(i, out != 0 ? out : tty_output, err_end, m->line_max != 0 ? m->line_max : DEFAULT_LINE);
 	writer_ask(i, LOG_OPEN);
-	t->phase = PHASE_ADDED;
 	return 0;
 }
 
