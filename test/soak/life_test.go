@@ -248,7 +248,7 @@ func (l *life) startContainer(ctx context.Context, id string) error {
 		return err
 	}
 	s, statusErr := l.containerStatus(ctx, id)
-	if statusErr == nil && s.StartedAt > 0 {
+	if s.GetState() == cri.ContainerState_CONTAINER_RUNNING || s.GetState() == cri.ContainerState_CONTAINER_EXITED {
 		return nil
 	}
 	return errors.Join(err, statusErr)
