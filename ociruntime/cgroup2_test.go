@@ -78,6 +78,42 @@ func TestExecInDelegatedGroup(t *testing.T) {
 	}
 }
 
+func TestKillOfExecThatLeftItsLeaf(t *testing.T) {
+	f := newFixtureV2(t)
+	c, _ := f.started(t, f.pod(t, nil), "sleep 1000", nil)
+	e, err := c.Exec(testContext(t), ExecConfig{Args: []string{"sleep", "2000"}, Stdout: os.Stdout, Stderr: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	procs, err := os.ReadFile(c.group.Paths()[""] + "/" + execLeaf(t, c) + "/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(c.group.Paths()[""]+"/cgroup.procs", procs, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Kill(testContext(t)); err != nil || e.Code() != 137 {
+		t.Errorf("kill: %v, code %d", err, e.Code())
+	}
+}
+
+// execLeaf is the name of the only group below the container's.
+func execLeaf(t *testing.T, c *Container) string {
+	t.Helper()
+	entries, err := os.ReadDir(c.group.Paths()[""])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			return e.Name()
+		}
+	}
+	t.Fatal("the exec has no leaf")
+	return ""
+}
+
 func withoutCgroupNS(s *specs.Spec) {
 	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
 }

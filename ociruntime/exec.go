@@ -163,12 +163,14 @@ func (e *Exec) Code() int32 { return e.code }
 
 // Kill kills the process and all its descendants as far as they have a leaf of their own, and waits for the process.
 func (e *Exec) Kill(ctx context.Context) error {
-	var err error
+	// Not left to the leaf: a container that may write its groups can have moved the process.
+	err := unix.PidfdSendSignal(int(e.pidfd.Fd()), unix.SIGKILL, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
 	if e.leaf != nil {
 		e.spent = true
-		err = e.leaf.Kill(ctx)
-	} else if err = unix.PidfdSendSignal(int(e.pidfd.Fd()), unix.SIGKILL, nil, 0); errors.Is(err, unix.ESRCH) {
-		err = nil
+		err = errors.Join(err, e.leaf.Kill(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("kill exec: %w", err)

@@ -54,6 +54,9 @@ type capabilitySet struct {
 
 // New prepares a Runtime; Close gives back what it holds. Pods outlive it.
 func New(c Config) (*Runtime, error) {
+	if c.Systemd != nil && c.PauseParent != "" {
+		return nil, errors.New("with systemd, pauses cannot have a cgroup apart from their pods: a scope that no process is in ends")
+	}
 	caps, err := readCapabilities()
 	if err != nil {
 		return nil, err

@@ -10,6 +10,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
 )
 
 // A pause that dies before it has made its user namespace fails the start of the pod instead of stalling it.
@@ -40,6 +42,13 @@ func TestBootOfDeadPause(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("the start of a dead pause stalls")
+	}
+}
+
+func TestScopesNeedTheirPauses(t *testing.T) {
+	r, err := New(Config{Systemd: &cgroup.HostBus{}, PauseParent: "/pauses"})
+	if err == nil || !strings.Contains(err.Error(), "a scope that no process is in ends") {
+		t.Errorf("New = %v, %v", r, err)
 	}
 }
 
