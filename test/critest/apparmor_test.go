@@ -25,6 +25,7 @@ func appArmor(kind cri.SecurityProfile_ProfileType, name string) func(*cri.Conta
 
 // oldAppArmor sets the deprecated field.
 func oldAppArmor(value string) func(*cri.ContainerConfig) {
+	//lint:ignore SA1019 old clients set it
 	return security(func(c *cri.LinuxContainerSecurityContext) { c.ApparmorProfile = value })
 }
 
@@ -70,6 +71,7 @@ func TestAppArmor(t *testing.T) {
 		{"local", appArmor(appArmorLocal, mine), mine + " (enforce)\n"},
 		{"local, old field", oldAppArmor("localhost/" + mine), mine + " (enforce)\n"},
 		{"new field wins", security(func(c *cri.LinuxContainerSecurityContext) {
+			//lint:ignore SA1019 old clients set it
 			c.ApparmorProfile, c.Apparmor = "localhost/nosuch", &cri.SecurityProfile{ProfileType: appArmorUnconfined}
 		}), free},
 		{"no new privileges", security(func(c *cri.LinuxContainerSecurityContext) { c.NoNewPrivs, c.RunAsUser = true, id(1000) }), confined},
