@@ -80,7 +80,7 @@ func (t tree) make(what string, f *Filesystem) program.Slot {
 	made := t.b.Call(what+": fsmount", unix.SYS_FSMOUNT, fs, unix.FSMOUNT_CLOEXEC, f.Options.Attr.Set).Keep()
 	if f.Label != "" {
 		t.b.Call(what+": enter", unix.SYS_FCHDIR, made)
-		t.b.Call(what+": label", unix.SYS_SETXATTR, program.String("."), program.String("security.selinux"), program.String(f.Label), len(f.Label), 0)
+		t.b.Call(what+": label", unix.SYS_SETXATTR, program.String("."), program.String("security.selinux"), program.String(f.Label), len(f.Label), 0).Tolerate(unix.ENOTSUP, unix.EACCES)
 		t.b.Call(what+": leave", unix.SYS_CHDIR, program.String("/"))
 	}
 	return made

@@ -59,9 +59,11 @@ func Relabel(ctx context.Context, path, label string) error {
 }
 
 // SetFile labels an open file: a pipe or a terminal, which the kernel labels for as long as it lives. Where a label cannot
-// be changed, as on a file system that was mounted with one, it stays.
+// be changed, as on a file system that was mounted with one, or where the policy does not let criserver change it, it
+// stays: then the policy's rules for streams of container runtimes apply.
 func SetFile(f *os.File, label string) error {
-	if err := unix.Fsetxattr(int(f.Fd()), attribute, []byte(label), 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+	err := unix.Fsetxattr(int(f.Fd()), attribute, []byte(label), 0)
+	if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("label %s: %w", f.Name(), err)
 	}
 	return nil
