@@ -265,6 +265,9 @@ func (s *Service) adoptContainer(c *container, rt RuntimeContainer) {
 		return
 	}
 	if exit, ended := rt.Exit(); ended {
+		if phase == containerCreated { // when it began is not known, only that it did
+			_ = c.advance(containerRunning, func(st *ContainerStatus) { st.StartedAt = exit.At }) // allowed
+		}
 		s.ended(c, exit)
 		return
 	}

@@ -67,6 +67,36 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// A criserver that is killed between a start and its record leaves a container that ran, and whose caller may ask again.
+func TestRestartFindsAnUnrecordedStart(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		in(t, func(t *testing.T, m *machine) {
+			pod, _ := m.made()
+			config := containerConfig()
+			config.Metadata.Name = "started"
+			id, err := m.s.CreateContainer(t.Context(), pod, config, podConfig())
+			must(t, err)
+			process := m.process(id)
+			m.crash()
+			must(t, process.Start(t.Context()))
+			state := ContainerRunning
+			if ends {
+				process.exits(ociruntime.Exit{Code: 7})
+				state = ContainerExited
+			}
+			time.Sleep(time.Minute)
+			m.start(nil)
+			st := m.status(id)
+			want(t, "state", st.State, state)
+			want(t, "start is known", st.StartedAt.IsZero(), false)
+			want(t, "started before it finished", ends && st.StartedAt.After(st.FinishedAt), false)
+			must(t, m.s.StartContainer(t.Context(), id))
+			must(t, m.s.RemovePod(t.Context(), pod))
+			m.clean()
+		})
+	}
+}
+
 func TestRestartFinds(t *testing.T) {
 	for _, test := range []struct {
 		name      string
