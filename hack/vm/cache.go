@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,26 +66,27 @@ func (c *cache) get(ctx context.Context, r recipe) (string, error) {
 	if err := r.make(ctx, fresh); err != nil {
 		return "", fmt.Errorf("make %s: %w", r.name, err)
 	}
-	old, err := filepath.Glob(filepath.Join(c.dir, r.name+"-*"))
-	if err != nil {
+	fmt.Fprintf(os.Stderr, "made %s in %.0f s\n", filepath.Base(path), time.Since(began).Seconds())
+	if err := os.Rename(fresh, path); err != nil && !errors.Is(err, os.ErrExist) { // somebody else may have made it meanwhile
 		return "", err
 	}
-	for _, dir := range old {
-		if err := os.RemoveAll(dir); err != nil {
-			return "", err
-		}
-	}
-	fmt.Fprintf(os.Stderr, "made %s in %.0f s\n", filepath.Base(path), time.Since(began).Seconds())
-	return path, os.Rename(fresh, path)
+	return path, nil
 }
 
-// forget has get make again what these flavours consist of.
-func (c *cache) forget(chosen []flavour) {
+// forget has get make again what these flavours consist of. What older recipes of the same names made goes too.
+func (c *cache) forget(chosen []flavour) error {
 	for _, f := range chosen {
 		for _, r := range []recipe{qemu, f.kernel, f.root} {
-			_ = os.RemoveAll(c.path(r)) // get reports what stays in its way
+			old, err := filepath.Glob(filepath.Join(c.dir, r.name+"-????????????"))
+			for _, dir := range old {
+				err = errors.Join(err, os.RemoveAll(dir))
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
+	return nil
 }
 
 // machine is what a flavour boots with: directories that recipes made.

@@ -24,15 +24,8 @@ func (t tree) args(dir string) []string {
 		args = append(args, "--hook-directory=/usr/share/mmdebstrap/hooks/merged-usr")
 	}
 	args = append(args, t.options...)
-	suite, _ := strings.CutSuffix(t.suite, "-backports")
-	args = append(args, suite, dir, source(suite))
-	if suite != t.suite {
-		args = append(args, source(t.suite))
-	}
-	return args
+	return append(args, t.suite, dir, "deb "+mirror+" "+t.suite+" main")
 }
-
-func source(suite string) string { return "deb " + mirror + " " + suite + " main" }
 
 // inputs is what decides what the tree has, but for the day on which it is made.
 func (t tree) inputs() []string { return t.args("") }
@@ -41,11 +34,10 @@ func (t tree) make(ctx context.Context, dir string) error {
 	return tell(ctx, "/", "mmdebstrap", t.args(dir)...)
 }
 
-// qemu is Debian's newest for this release: that of bookworm itself corrupts guests. It is unpacked with all libraries, so
-// that it is the same on any machine.
+// qemu is that of trixie: bookworm's corrupts guests, and that of its backports fails assertions now and then. It is unpacked
+// with all its libraries, so that it is the same on any machine.
 var qemu = func() recipe {
-	t := tree{suite: "bookworm-backports", variant: "extract", packages: []string{"qemu-system-x86"},
-		options: []string{`--aptopt=APT::Default-Release "bookworm-backports"`}}
+	t := tree{suite: "trixie", variant: "extract", packages: []string{"qemu-system-x86"}}
 	return recipe{name: "qemu", inputs: t.inputs(), make: t.make}
 }()
 

@@ -182,7 +182,7 @@ func (g *guest) boot(ctx context.Context, output io.Writer) (status int, err err
 
 // qemuArgs describes the guest. Of kernel parameters there is room for 2,048 bytes only.
 func (g *guest) qemuArgs() []string {
-	params := append([]string{"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "tsc=reliable", "no_timer_check",
+	params := append([]string{"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr",
 		"init=" + g.flavour.init}, g.flavour.params...)
 	args := []string{"-M", "pc,usb=off", "-nodefaults", "-vga", "none", "-display", "none", "-monitor", "none", "-no-reboot",
 		"-smp", "2", "-m", "2048",

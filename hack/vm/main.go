@@ -8,7 +8,7 @@
 //
 // build makes what the flavours are made of out of Debian's packages: qemu, kernels, root file systems. They are kept in
 // the user's cache directory under a digest of how they are made, so build is only needed for -force, which fetches newer
-// packages; run and test make what is missing.
+// packages and removes what is of no use any more; run and test make what is missing.
 //
 // run boots a guest and runs COMMAND in it by sh, with the programs of the project in /payload/bin, prints what it prints
 // and exits with its status. What it leaves in /results becomes TAR. Each -with adds a package's tests as
@@ -92,7 +92,9 @@ func runBuild(ctx context.Context, args []string) error {
 		return err
 	}
 	if *force {
-		c.forget(chosen)
+		if err := c.forget(chosen); err != nil {
+			return err
+		}
 	}
 	for _, f := range chosen {
 		if _, err := c.machine(ctx, f); err != nil {
