@@ -41,10 +41,10 @@ func (g *Group) Empty() (bool, error) {
 // processes lists all process ids in dir and below, in this process' pid namespace.
 func (g *Group) processes(h *hierarchy, dir string) ([]int, error) {
 	text, err := h.read(dir, "cgroup.procs")
-	if gone(err) {
+	switch {
+	case gone(err), errors.Is(err, unix.EOPNOTSUPP): // threads only, of processes that the group around them lists
 		return nil, nil
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
 	pids, err := parsePIDs(text)
