@@ -23,7 +23,7 @@ var syscallNames = map[uint32]string{
 	unix.SYS_FSCONFIG: "fsconfig", unix.SYS_FSMOUNT: "fsmount", unix.SYS_MOUNT_SETATTR: "mount_setattr", unix.SYS_SYMLINKAT: "symlinkat",
 	unix.SYS_SCHED_SETATTR: "sched_setattr", unix.SYS_SCHED_SETAFFINITY: "sched_setaffinity", unix.SYS_PERSONALITY: "personality",
 	unix.SYS_GETPID: "getpid", unix.SYS_EXIT_GROUP: "exit_group", unix.SYS_MOUNT: "mount", unix.SYS_SET_MEMPOLICY: "set_mempolicy",
-	unix.SYS_FCNTL: "fcntl", unix.SYS_KILL: "kill", unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask",
+	unix.SYS_FCNTL: "fcntl", unix.SYS_KILL: "kill", unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask", unix.SYS_SETXATTR: "setxattr",
 }
 
 func syscallName(nr uint32) string {
