@@ -23,6 +23,9 @@ func (r *Runtime) AdoptPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	if err := p.openGroup(); err != nil {
 		return nil, err
 	}
+	if err := p.Thaw(); err != nil { // nobody would answer
+		return nil, err
+	}
 	d, err := os.Open(c.Dir)
 	if err != nil {
 		return nil, err

@@ -134,7 +134,7 @@ func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err
 	}
 	undo.add(func() error { return os.Remove(p.recordPath(cc.ID)) })
 	if err = <-kept; err != nil {
-		return nil, fmt.Errorf("keep the root: %w", err)
+		return nil, fmt.Errorf("keep the root: %w", p.short(p.group, err))
 	}
 	p.mu.Lock()
 	p.containers[cc.ID] = c

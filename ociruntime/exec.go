@@ -122,7 +122,7 @@ func (e *Exec) start(ctx context.Context, prog *program.Program, s pause.Start) 
 		if errors.Is(err, unix.ESRCH) {
 			return ErrNotRunning
 		}
-		return explain(prog, err)
+		return p.short(e.c.group, explain(prog, err))
 	}
 	e.pidfd = started.PidFD
 	return nil

@@ -239,6 +239,9 @@ func waitDead(pidfd *os.File) {
 
 // Stop kills pause, with it everything that is left of the pod, and removes pause's cgroup leaf. It may be repeated.
 func (p *Pod) Stop(ctx context.Context) error {
+	if err := p.Thaw(); err != nil {
+		return err
+	}
 	err := unix.PidfdSendSignal(int(p.conn.PidFD().Fd()), unix.SIGKILL, nil, 0)
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrClosed) && !errors.Is(err, unix.EBADF) {
 		return fmt.Errorf("kill pause: %w", err)
@@ -253,6 +256,14 @@ func (p *Pod) Stop(ctx context.Context) error {
 	}
 	p.release()
 	return nil
+}
+
+// Thaw lets pause work again if somebody has frozen the pod.
+func (p *Pod) Thaw() error {
+	if p.group == nil {
+		return nil
+	}
+	return p.group.Thaw()
 }
 
 // removeGroup kills what pause left in its leaf and removes that, the scope around it and what is attached on the host.

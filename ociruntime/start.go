@@ -74,7 +74,7 @@ func (c *Container) Start(ctx context.Context) error {
 		err = s.run(ctx, prog)
 	}
 	if err != nil {
-		return errors.Join(err, c.pod.forget(context.WithoutCancel(ctx), c.record.ID, s.add.Task))
+		return errors.Join(c.pod.short(c.group, err), c.pod.forget(context.WithoutCancel(ctx), c.record.ID, s.add.Task))
 	}
 	c.record.Spec = nil
 	go c.dropRoot()

@@ -43,7 +43,7 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 	}
 	defer func() { _ = place.Close() }()
 	if err := p.spawn(ctx, place.Dir); err != nil {
-		return nil, err
+		return nil, p.short(p.group, err)
 	}
 	if r.config.Systemd != nil {
 		if err := p.enterScope(ctx); err != nil {
@@ -56,9 +56,9 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 		place = inScope
 	}
 	if err := p.boot(ctx, place.Tasks); err != nil {
-		return nil, err
+		return nil, p.short(p.group, err)
 	}
-	return p, p.start(ctx)
+	return p, p.short(p.group, p.start(ctx))
 }
 
 func (r *Runtime) newPod(c PodConfig) *Pod {
@@ -108,6 +108,9 @@ func (p *Pod) createLeaf(parent, name string, res *specs.LinuxResources) (*cgrou
 	}
 	group, err := p.runtime.config.Cgroups.Create(parent, name, res)
 	if err != nil {
+		if unmade, invalid := p.runtime.config.Cgroups.Open(parent, name); invalid == nil {
+			err = p.short(unmade, err)
+		}
 		return nil, err
 	}
 	return group, p.addParents(group.CreatedParents())

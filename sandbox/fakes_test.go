@@ -155,6 +155,7 @@ func (p *fakePod) die() {
 func (p *fakePod) Pid() int                 { return 42 }
 func (p *fakePod) NetNS() (*os.File, error) { return os.Open(os.DevNull) }
 func (p *fakePod) Exited() <-chan struct{}  { return p.exited }
+func (p *fakePod) Thaw() error              { return nil }
 func (p *fakePod) Stop(context.Context) error {
 	return p.n.effect("Stop", func() {
 		p.die()

@@ -33,6 +33,11 @@ func (p *pod) stop(ctx context.Context) error {
 	if err := p.advance(podStopping); err != nil {
 		return err
 	}
+	if rt := p.runtime(); rt != nil {
+		if err := rt.Thaw(); err != nil { // what is under way waits for pause
+			return err
+		}
+	}
 	quiet, cancel := context.WithTimeout(ctx, quiesceBound)
 	defer cancel()
 	if err := p.quiesce(quiet); err != nil {

@@ -21,8 +21,10 @@ type dialect interface {
 	hugetlbFiles(pageSize string) (usage, reservation string)
 
 	oomFile() string
+	memoryLimitFile() string
 	freeze(h *hierarchy, dir string, freeze bool) error
-	frozen(h *hierarchy, dir string) (bool, error)
+	frozen(h *hierarchy, dir string) (bool, error)       // it or a group above it
+	frozenItself(h *hierarchy, dir string) (bool, error) // somebody has said so of this group
 }
 
 // setting is one write to one control file.

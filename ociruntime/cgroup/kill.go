@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,16 +65,20 @@ func (g *Group) processes(h *hierarchy, dir string) ([]int, error) {
 }
 
 // Kill sends SIGKILL to every process in g and below, also to those that they fork meanwhile, and returns when none is
-// left or ctx ends. A group that is gone is no error.
+// left or ctx ends. What somebody has frozen is thawed, as Thaw does. A group that is gone is no error.
 func (g *Group) Kill(ctx context.Context) error {
 	err := g.killOnce(ctx)
 	if err == nil {
 		err = g.WaitEmpty(ctx)
 	}
-	if err != nil {
-		return fmt.Errorf("kill cgroup /%s: %w", path.Join(g.path, g.exec), err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	err = fmt.Errorf("kill cgroup /%s: %w", path.Join(g.path, g.exec), err)
+	if frozen, _ := g.Frozen(); frozen {
+		return fmt.Errorf("%w; it is frozen with a cgroup above its pod", err)
+	}
+	return err
 }
 
 func (g *Group) killOnce(ctx context.Context) error {
@@ -86,27 +89,7 @@ func (g *Group) killOnce(ctx context.Context) error {
 	if err := ignoreGone(h.write(g.dir(h), "cgroup.kill", "1")); err != nil {
 		return fmt.Errorf("write %s: %w", h.abs(g.dir(h), "cgroup.kill"), err)
 	}
-	if freezer := g.hs.byController["freezer"]; freezer != nil { // cgroup2's own freezer lets the killed die, v1's does not
-		return g.thaw(freezer, g.dir(freezer))
-	}
-	return nil
-}
-
-// thaw thaws dir and everything below, as far as somebody has frozen it.
-func (g *Group) thaw(h *hierarchy, dir string) error {
-	if err := ignoreGone(h.dialect.freeze(h, dir, false)); err != nil {
-		return err
-	}
-	below, err := h.children(dir)
-	if err != nil {
-		return ignoreGone(err)
-	}
-	for _, name := range below {
-		if err := g.thaw(h, path.Join(dir, name)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return g.Thaw()
 }
 
 // Bounds of one round of killFrozen.
@@ -150,7 +133,7 @@ func (g *Group) killRound(ctx context.Context, h *hierarchy, dir string) error {
 			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
 		}
 	}
-	errs = append(errs, g.thaw(h, dir)) // always: what is frozen does not die
+	errs = append(errs, g.Thaw()) // always: what is frozen does not die
 	return errors.Join(errs...)
 }
 
@@ -256,36 +239,4 @@ func waitEvents(ctx context.Context, events *os.File) error {
 		return ctx.Err()
 	}
 	return errors.Join(err, readErr)
-}
-
-// freezeV1 is the v1 dialect's freeze; a group that was FREEZING stays so until every process has stopped.
-func freezeV1(h *hierarchy, dir string, freeze bool) error {
-	value := map[bool]string{true: "FROZEN", false: "THAWED"}[freeze]
-	if err := h.write(dir, "freezer.state", value); err != nil {
-		return fmt.Errorf("set freezer state %s in %s: %w", value, h.abs(dir, "freezer.state"), err)
-	}
-	return nil
-}
-
-func frozenV1(h *hierarchy, dir string) (bool, error) {
-	text, err := h.read(dir, "freezer.state")
-	return strings.TrimSpace(text) == "FROZEN", err
-}
-
-// freezeV2 is the v2 dialect's freeze (cgroup.freeze, Linux 5.2).
-func freezeV2(h *hierarchy, dir string, freeze bool) error {
-	value := map[bool]string{true: "1", false: "0"}[freeze]
-	if err := h.write(dir, "cgroup.freeze", value); err != nil {
-		return fmt.Errorf("set freeze %s in %s: %w", value, h.abs(dir, "cgroup.freeze"), err)
-	}
-	return nil
-}
-
-func frozenV2(h *hierarchy, dir string) (bool, error) {
-	text, err := h.read(dir, "cgroup.events")
-	if err != nil {
-		return false, err
-	}
-	frozen, err := parseKeyed(text, "frozen")
-	return frozen == 1, err
 }

@@ -16,8 +16,12 @@ import (
 type v1 struct{}
 
 func (v1) oomFile() string                                    { return "memory.oom_control" }
+func (v1) memoryLimitFile() string                            { return "memory.limit_in_bytes" }
 func (v1) freeze(h *hierarchy, dir string, freeze bool) error { return freezeV1(h, dir, freeze) }
 func (v1) frozen(h *hierarchy, dir string) (bool, error)      { return frozenV1(h, dir) }
+func (v1) frozenItself(h *hierarchy, dir string) (bool, error) {
+	return frozenItselfV1(h, dir)
+}
 
 func (v1) hugetlbFiles(size string) (usage, reservation string) {
 	return "hugetlb." + size + ".limit_in_bytes", "hugetlb." + size + ".rsvd.limit_in_bytes"

@@ -16,8 +16,12 @@ import (
 type v2 struct{}
 
 func (v2) oomFile() string                                    { return "memory.events" }
+func (v2) memoryLimitFile() string                            { return "memory.max" }
 func (v2) freeze(h *hierarchy, dir string, freeze bool) error { return freezeV2(h, dir, freeze) }
 func (v2) frozen(h *hierarchy, dir string) (bool, error)      { return frozenV2(h, dir) }
+func (v2) frozenItself(h *hierarchy, dir string) (bool, error) {
+	return frozenItselfV2(h, dir)
+}
 
 func (v2) hugetlbFiles(size string) (usage, reservation string) {
 	return "hugetlb." + size + ".max", "hugetlb." + size + ".rsvd.max"

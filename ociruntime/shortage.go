@@ -1,0 +1,43 @@
+package ociruntime
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/pause"
+)
+
+// short adds to the error of a start in group which limit was in the way, if one was.
+func (p *Pod) short(group *cgroup.Group, err error) error {
+	var e *pause.Error
+	limit := ""
+	switch {
+	case err == nil || group == nil:
+		return err
+	case errors.Is(err, unix.EAGAIN):
+		limit = group.CrowdedBy()
+	case errors.Is(err, unix.ENOMEM):
+		limit = group.StarvedBy()
+	case errors.As(err, &e) && e.Stage == pause.StageKilled && e.Status.Signal() == unix.SIGKILL:
+		limit = oomKilled(group)
+	default:
+		if limit = oomKilled(p.group); limit != "" {
+			limit = "pause was killed, " + limit
+		}
+	}
+	if limit == "" {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, limit)
+}
+
+// oomKilled names the memory limit if the kernel has killed in group for want of memory.
+func oomKilled(group *cgroup.Group) string {
+	if kills, err := group.OOMKills(); err != nil || kills == 0 {
+		return ""
+	}
+	return group.StarvedBy()
+}
