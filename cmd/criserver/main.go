@@ -8,14 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/spf13/cobra"
 )
-
-// The main thread is for main alone. It outlives goroutines that lock themselves to their thread, change its namespaces and
-// end, and it is by the main thread that /proc shows a process to others.
-func init() { runtime.LockOSThread() }
 
 func main() {
 	err := newRoot().Execute()
