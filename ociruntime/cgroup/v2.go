@@ -54,8 +54,9 @@ func distribute(h *hierarchy, dir string, res *specs.LinuxResources) error {
 			return err
 		}
 	}
-	if h.write(dir, file, "+"+strings.Join(missing, " +")) == nil {
-		return nil
+	err = h.write(dir, file, "+"+strings.Join(missing, " +"))
+	if err == nil || (res == nil && errors.Is(err, unix.EBUSY)) {
+		return nil // with processes in it, it would take some controllers, and no process could enter a group below
 	}
 	for _, c := range missing { // together they fail for the sake of one
 		err := h.write(dir, file, "+"+c)
