@@ -122,7 +122,7 @@ func (s *setup) begin() (err error) {
 // kinds is what the suite as a whole must leave as it was.
 func (*setup) kinds() []leak.Option {
 	return []leak.Option{leak.Without(leak.Cgroup, leak.Goroutine, leak.Descriptor), leak.Processes(programs()...), leak.Ignore(leak.PortmapResidue),
-		leak.Within(settleBound), leak.Files("/var/lib/cni", "/etc/cni"), leak.Files(runDirs()...), leak.Ignore(`^/run/xtables.lock `)}
+		leak.Within(settleBound), leak.Files("/var/lib/cni", "/etc/cni"), leak.Files(runDirs()...), leak.Ignore(`^/run/(xtables.lock|systemd/transient) `)}
 }
 
 // runDirs are the directories below /run that are compared. systemd has one that lives.
