@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	policy "github.com/opencontainers/selinux/go-selinux"
+	selinuxlabel "github.com/opencontainers/selinux/go-selinux/label"
 )
 
 // PrivilegedType is the type of processes that the policy does not confine though they are containers.
@@ -41,7 +42,11 @@ func Detect() (*Host, error) {
 	if !policy.GetEnabled() {
 		return nil, nil
 	}
-	process, file := policy.InitContainerLabels()
+	process, file, err := selinuxlabel.InitLabels(nil)
+	if err != nil {
+		return nil, fmt.Errorf("read the policy's labels for containers: %w", err)
+	}
+	policy.ReleaseLabel(process) // only the level that came with it is given back: ours are dealt by pod
 	return NewHost(process, file, policy.SecurityCheckContext)
 }
 
