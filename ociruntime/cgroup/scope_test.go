@@ -160,7 +160,7 @@ func TestLeafBesideProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = all.Create(scope.Path(), "container", &specs.LinuxResources{})
-	if err == nil || !strings.Contains(err.Error(), "enable controller ") {
+	if err == nil || !strings.Contains(err.Error(), "enable controllers ") {
 		t.Errorf("Create with limits = %v", err)
 	}
 	p, err := leaf.PlacementByWrite()

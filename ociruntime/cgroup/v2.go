@@ -55,12 +55,18 @@ func distribute(h *hierarchy, dir string, res *specs.LinuxResources) error {
 		}
 	}
 	err = h.write(dir, file, "+"+strings.Join(missing, " +"))
-	if err == nil || (res == nil && errors.Is(err, unix.EBUSY)) {
-		return nil // with processes in it, it would take some controllers, and no process could enter a group below
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EBUSY): // it has processes; it would take some controllers, and no process could enter a group below
+		if res == nil {
+			return nil
+		}
+		return fmt.Errorf("enable controllers %s in %s: %w", strings.Join(missing, ", "), h.abs(dir, file), err)
 	}
 	for _, c := range missing { // together they fail for the sake of one
 		err := h.write(dir, file, "+"+c)
-		if err != nil && res != nil && (errors.Is(err, unix.EBUSY) || slices.Contains(needed(res), c)) {
+		if err != nil && res != nil && slices.Contains(needed(res), c) {
 			return fmt.Errorf("enable controller %s in %s: %w", c, h.abs(dir, file), err)
 		}
 	}
