@@ -19,7 +19,7 @@ func (p *Pod) short(group *cgroup.Group, err error) error {
 		return err
 	case errors.Is(err, unix.EAGAIN):
 		limit = group.CrowdedBy()
-	case errors.Is(err, unix.ENOMEM):
+	case errors.Is(err, unix.ENOMEM), group == p.group && errors.Is(err, unix.E2BIG): // of pause: no memory for its one argument
 		limit = group.StarvedBy()
 	case errors.As(err, &e) && e.Stage == pause.StageKilled && e.Status.Signal() == unix.SIGKILL:
 		limit = oomKilled(group)

@@ -1,6 +1,7 @@
 package ociruntime
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -109,7 +110,7 @@ func (s *start) openDevpts(o mount.Options) (*os.File, error) {
 	}
 	s.owned = append(s.owned, f)
 	s.devpts = f
-	return f, nil
+	return f, errors.Join(s.chown(f, ""), s.chown(f, "ptmx"))
 }
 
 func (s *start) openTerminal() error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -23,15 +24,36 @@ func Bind(source *os.File, o Options, userns *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("open_tree: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), source.Name())
-	if err := change(f, o, userns); err != nil {
+	err = change(f, o)
+	if err == nil && o.IDMap {
+		err = idmap(f, source, o, userns)
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-// change applies the attributes, propagation and mapping of o to a detached mount.
-func change(f *os.File, o Options, userns *os.File) error {
+// idmap gives f, a detached mount of source, the mapping of userns.
+func idmap(f, source *os.File, o Options, userns *os.File) error {
+	if userns == nil {
+		return errors.New("idmapped mount without a user namespace")
+	}
+	err := SetAttr(f, o.RecIDMap, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())})
+	if errors.Is(err, unix.EINVAL) {
+		if fs, unknown := fileSystem(source); unknown == nil {
+			return fmt.Errorf("file system %s cannot be mounted idmapped on this kernel, so only pods without a user namespace can have it: %w", fs, err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("set id mapping of mount: %w", err)
+	}
+	return nil
+}
+
+// change applies the attributes and propagation of o to a detached mount.
+func change(f *os.File, o Options) error {
 	steps := []struct {
 		what      string
 		recursive bool
@@ -40,16 +62,6 @@ func change(f *os.File, o Options, userns *os.File) error {
 		{"propagation", o.RecProp || o.RecBind, unix.MountAttr{Propagation: o.Propagation}},
 		{"attributes", false, unix.MountAttr{Attr_set: o.Attr.Set, Attr_clr: o.Attr.Clear}},
 		{"recursive attributes", true, unix.MountAttr{Attr_set: o.Recursive.Set, Attr_clr: o.Recursive.Clear}},
-	}
-	if o.IDMap {
-		if userns == nil {
-			return errors.New("idmapped mount without a user namespace")
-		}
-		steps = append(steps, struct {
-			what      string
-			recursive bool
-			attr      unix.MountAttr
-		}{"id mapping", o.RecIDMap, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}})
 	}
 	for _, s := range steps {
 		if s.attr == (unix.MountAttr{}) {
@@ -73,6 +85,9 @@ func SetAttr(f *os.File, recursive bool, attr unix.MountAttr) error {
 
 // New makes a file system of the given type and returns a detached mount of it. source is what the mount table shows.
 func New(fstype, source string, o Options) (*os.File, error) {
+	if o.IDMap {
+		return nil, errors.New("only bind mounts can be idmapped")
+	}
 	fsfd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fsopen %s: %w", fstype, err)
@@ -99,7 +114,7 @@ func New(fstype, source string, o Options) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), source)
 	rest := o
 	rest.Attr = Attr{}
-	if err := change(f, rest, nil); err != nil {
+	if err := change(f, rest); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
@@ -204,29 +219,42 @@ func mkdirOne(root *os.File, parent, name string, mode uint32) error {
 // SharedSource reports whether a path lies on a mount with a peer group (shared) or that receives from one
 // (slave), by the mount table of the caller.
 func SharedSource(f *os.File) (shared, slave bool, err error) {
+	optional, _, err := inTable(f)
+	for _, o := range optional {
+		shared = shared || strings.HasPrefix(o, "shared:")
+		slave = slave || strings.HasPrefix(o, "master:")
+	}
+	return shared, slave, err
+}
+
+// fileSystem is the type of the one that a path lies on, by the mount table of the caller.
+func fileSystem(f *os.File) (string, error) {
+	_, super, err := inTable(f)
+	if err != nil {
+		return "", err
+	}
+	return super[0], nil
+}
+
+// inTable finds the mount that a path lies on in the mount table of the caller: its optional fields, and what follows them:
+// type, source, options.
+func inTable(f *os.File) (optional, super []string, err error) {
 	id, err := mountID(f)
 	if err != nil {
-		return false, false, err
+		return nil, nil, err
 	}
 	table, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
-		return false, false, err
+		return nil, nil, err
 	}
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line)
-		if len(fields) < 7 || fields[0] != id {
-			continue
+		end := slices.Index(fields, "-")
+		if fields[0] == id && end >= 6 && end+1 < len(fields) {
+			return fields[6:end], fields[end+1:], nil
 		}
-		for _, opt := range fields[6:] {
-			if opt == "-" {
-				break
-			}
-			shared = shared || strings.HasPrefix(opt, "shared:")
-			slave = slave || strings.HasPrefix(opt, "master:")
-		}
-		return shared, slave, nil
 	}
-	return false, false, fmt.Errorf("mount %s of %s is not in the mount table", id, f.Name())
+	return nil, nil, fmt.Errorf("mount %s of %s is not in the mount table", id, f.Name())
 }
 
 // IsDir says whether f, which may be a path descriptor, is a directory, without asking a file system that may not answer.

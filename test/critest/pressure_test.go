@@ -45,7 +45,12 @@ func (g podCgroup) make(t *testing.T) {
 		g.systemctl(t, "start", g.parent)
 		// with a limit of each sort systemd gives the slice the controllers
 		g.systemctl(t, "set-property", "--runtime", g.parent, "CPUQuota=1000%", "MemoryMax=1T", "TasksMax=100000")
-		t.Cleanup(func() { g.systemctl(t, "stop", g.parent) })
+		t.Cleanup(func() {
+			if left, err := filepath.Glob(filepath.Dir(pidsMax.find(t, g.dir)) + "/*/"); err != nil || len(left) > 0 {
+				t.Errorf("the pod left something in its cgroup: %v, %v", left, err)
+			}
+			g.systemctl(t, "stop", g.parent)
+		})
 		return
 	}
 	points, err := hierarchies()
@@ -69,6 +74,16 @@ func (podCgroup) systemctl(t *testing.T, args ...string) {
 	if out, err := exec.Command("systemctl", args...).CombinedOutput(); err != nil {
 		t.Fatalf("systemctl %q: %v: %s", args, err, out)
 	}
+}
+
+// limit writes a limit of the pod, with systemd as a property: it writes its own once more when a scope begins.
+func (g podCgroup) limit(t *testing.T, f cgroupFile, value, property string) {
+	t.Helper()
+	if suite.driver == driverSystemd {
+		g.systemctl(t, "set-property", "--runtime", g.parent, property)
+		return
+	}
+	f.write(t, g.dir, value)
 }
 
 func (g podCgroup) use(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = g.parent }
@@ -153,7 +168,7 @@ func TestThrottled(t *testing.T) {
 						c.Linux.Resources.CpuPeriod, c.Linux.Resources.CpuQuota, c.Linux.Resources.CpuShares = 100_000, 2_000, 20
 					})
 				} else {
-					cpuQuota.write(t, g.dir, "2000")
+					g.limit(t, cpuQuota, "2000", "CPUQuota=2%")
 				}
 				p := runPod(t, d, g.use)
 				c := p.start(t, burn, change...)
@@ -185,7 +200,14 @@ func TestFullOfProcesses(t *testing.T) {
 				c := p.start(t, many)
 				c.waitOutput(t, "ready")
 				full := map[string]string{"container": c.leaf(g), "pod": g.dir}[level]
-				pidsMax.write(t, full, pidsCurrent.read(t, full))
+				limit := func(n string) {
+					if level == "pod" {
+						g.limit(t, pidsMax, n, "TasksMax="+strings.Replace(n, "max", "infinity", 1))
+					} else {
+						pidsMax.write(t, full, n)
+					}
+				}
+				limit(pidsCurrent.read(t, full))
 				_, err := c.tryExec(t, execBound, "true")
 				if err != nil || level == "pod" { // v1 counts who comes by a move, but does not refuse him
 					refused(t, err, codes.Unknown, "limit of processes", "resource temporarily unavailable")
@@ -200,11 +222,11 @@ func TestFullOfProcesses(t *testing.T) {
 						t.Errorf("reason %q", s.GetReason())
 					}
 				}
-				pidsMax.write(t, full, "max")
+				limit("max")
 				if got := c.exec(t, "echo x"); got != "x\n" {
 					t.Errorf("exec once there is room again: %q", got)
 				}
-				pidsMax.write(t, full, pidsCurrent.read(t, full))
+				limit(pidsCurrent.read(t, full))
 				end.do(t, c)
 				if n := running(t, "sleep 7702"); n != 0 {
 					t.Errorf("%d processes are left", n)
@@ -215,7 +237,7 @@ func TestFullOfProcesses(t *testing.T) {
 	t.Run("RunPodSandbox", func(t *testing.T) {
 		check(t, d)
 		g := makePodCgroup(t)
-		pidsMax.write(t, g.dir, "0")
+		g.limit(t, pidsMax, "0", "TasksMax=1")
 		config := podConfig(t, g.use)
 		r, err := d.runtime.RunPodSandbox(bounded(t), &cri.RunPodSandboxRequest{Config: config})
 		if err == nil { // pause came by a move
@@ -235,7 +257,7 @@ func TestLittleMemory(t *testing.T) {
 				check(t, d)
 				g := makePodCgroup(t)
 				if level == "pod" {
-					memoryMax.write(t, g.dir, fmt.Sprint(limit))
+					g.limit(t, memoryMax, fmt.Sprint(limit), fmt.Sprintf("MemoryMax=%d", limit))
 				}
 				little(t, d, g, func(c *cri.ContainerConfig) {
 					if level == "container" {
@@ -326,12 +348,23 @@ func TestOOM(t *testing.T) {
 			}
 		})
 	}
+	if group := (cgroupFile{v2: "memory.oom.group"}); group.find(t, suite.cgroups) != "" {
+		t.Run("child, and all with it", func(t *testing.T) { // as the kubelet asks for on v2
+			c := p.start(t, eat+"; exit 0", func(c *cri.ContainerConfig) {
+				c.Linux.Resources.MemoryLimitInBytes = 20 << 20
+				c.Linux.Resources.Unified = map[string]string{group.v2: "1"}
+			})
+			if s := c.wait(t); s.GetExitCode() != 137 || s.GetReason() != "OOMKilled" {
+				t.Errorf("exit code %d, reason %q", s.GetExitCode(), s.GetReason())
+			}
+		})
+	}
 	t.Run("another container of the pod", func(t *testing.T) {
 		g := makePodCgroup(t)
 		p := runPod(t, d, g.use)
 		other := p.start(t, idle)
 		other.waitOutput(t, "ready")
-		memoryMax.write(t, g.dir, fmt.Sprint(20<<20))
+		g.limit(t, memoryMax, fmt.Sprint(20<<20), "MemoryMax=20M")
 		c := p.start(t, "exec "+eat)
 		if s := c.wait(t); s.GetExitCode() != 137 || s.GetReason() != "OOMKilled" {
 			t.Errorf("exit code %d, reason %q", s.GetExitCode(), s.GetReason())
@@ -422,6 +455,53 @@ func TestFrozenExecThawed(t *testing.T) {
 		}
 		eventually(t, settleBound, "the process that nobody waits for is gone", func() bool { return running(t, "sleep 5") == 0 })
 	})
+}
+
+// An exec that runs when somebody freezes it ends with its timeout.
+func TestFrozenDuringExec(t *testing.T) {
+	eachFreezer(t, func(t *testing.T, d *daemon, freezer cgroupFile, level string) {
+		check(t, d)
+		g := makePodCgroup(t)
+		p := runPod(t, d, g.use)
+		c := p.start(t, idle)
+		c.waitOutput(t, "ready")
+		ended := make(chan error, 1)
+		go func() {
+			_, err := d.runtime.ExecSync(bounded(t), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "7706"}, Timeout: int64(patience) * 2})
+			ended <- err
+		}()
+		eventually(t, rpcBound, "the command runs", func() bool { return running(t, "sleep 7706") == 1 })
+		freezer.freeze(t, map[string]string{"container": c.leaf(g), "pod": g.dir}[level])
+		refused(t, <-ended, codes.DeadlineExceeded)
+		if n := running(t, "sleep 7706"); n != 0 {
+			t.Errorf("%d processes are left", n)
+		}
+		c.stop(t, 0)
+	})
+}
+
+// A pod that is begun in a frozen cgroup is there once that is thawed, or is taken back.
+func TestFrozenParent(t *testing.T) {
+	d := use(t)
+	for name, freezer := range freezers(t) {
+		t.Run(name, func(t *testing.T) {
+			check(t, d)
+			g := makePodCgroup(t)
+			config := podConfig(t, g.use)
+			t.Run("frozen", func(t *testing.T) {
+				freezer.freeze(t, g.dir)
+				ctx, cancel := context.WithTimeout(bounded(t), 2*time.Second)
+				defer cancel()
+				_, err := d.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+				refused(t, err, codes.DeadlineExceeded)
+			})
+			r, err := d.runtime.RunPodSandbox(bounded(t), &cri.RunPodSandboxRequest{Config: config})
+			if err != nil {
+				t.Fatal(err)
+			}
+			(&pod{d: d, id: r.GetPodSandboxId(), config: config}).remove(t)
+		})
+	}
 }
 
 // Work on a pod that is frozen waits until the caller gives up; then the pod can be stopped nevertheless.
