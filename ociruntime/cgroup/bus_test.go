@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
 )
 
 // dialer is a systemd that can be lost.
