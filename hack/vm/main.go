@@ -14,7 +14,8 @@
 // and exits with its status. What it leaves in /results becomes TAR. Each -with adds a package's tests as
 // /payload/tests/PACKAGE/test, with dashes for slashes.
 //
-// test runs in each flavour the tests that tests/FLAVOUR lists; tests/FLAVOUR.skips says which of them may be skipped there.
+// test runs in each flavour the tests that tests/FLAVOUR lists; tests/skips and tests/FLAVOUR.skips say which
+// of them may be skipped there.
 package main
 
 import (

@@ -147,18 +147,19 @@ func testCommand(f flavour, suites []suite, within time.Duration) string {
 	return b.String()
 }
 
-// judge counts what the tests came to and writes the JUnit report.
+// judge counts what the tests came to and writes the JUnit report. Skips may be listed for all, for all guests and for the
+// flavour.
 func judge(ctx context.Context, f flavour, paths testPaths, suites []suite) (ok bool, err error) {
-	skips, err := os.ReadFile(filepath.Join(paths.repo, "test/skips.txt"))
-	if err != nil {
-		return false, err
-	}
-	more, err := os.ReadFile(paths.list(f) + ".skips")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return false, err
+	var skips []byte
+	for _, name := range []string{filepath.Join(paths.repo, "test/skips.txt"), filepath.Join(filepath.Dir(paths.list(f)), "skips"), paths.list(f) + ".skips"} {
+		text, err := os.ReadFile(name)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
+		skips = append(skips, text...)
 	}
 	listed := filepath.Join(paths.reports, "skips.txt")
-	if err := os.WriteFile(listed, append(skips, more...), 0o644); err != nil {
+	if err := os.WriteFile(listed, skips, 0o644); err != nil {
 		return false, err
 	}
 	args := []string{"run", "./hack/testcount", "-junit", filepath.Join(paths.reports, "junit.xml"), "-must", paths.list(f), listed}
