@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/ociruntime/kernel"
 	"github.com/criserver/criserver/ociruntime/mount"
 )
 
@@ -152,4 +154,179 @@ func cgroup2Has(t *testing.T, option string) bool {
 	_, super, _ := strings.Cut(string(mounts), " - cgroup2 ")
 	super, _, _ = strings.Cut(super, "\n")
 	return strings.Contains(super, option)
+}
+
+// needs skips unless the controllers are in the fixture's hierarchies.
+func (f *fixture) needs(t testing.TB, controllers ...string) {
+	t.Helper()
+	for _, c := range controllers {
+		if !f.runtime.config.Cgroups.Has(c) {
+			t.Skipf("no %s controller in the cgroup2", c)
+		}
+	}
+}
+
+// delegates is the beginning of a script that does what systemd does in a container: it leaves the root of its groups to
+// distribute all controllers to groups of its own.
+const delegates = `cd /sys/fs/cgroup; busybox mkdir own; echo 0 > own/cgroup.procs
+	for c in $(cat cgroup.controllers); do echo +$c > cgroup.subtree_control; done
+	echo delegated: $(cat cgroup.subtree_control), $(grep ^0: /proc/self/cgroup); `
+
+func writableGroups(s *specs.Spec) {
+	for i := range s.Mounts {
+		if s.Mounts[i].Destination == "/sys/fs/cgroup" {
+			s.Mounts[i].Options = slices.DeleteFunc(s.Mounts[i].Options, func(o string) bool { return o == "ro" })
+		}
+	}
+}
+
+// delegated is a container that runs script when it has delegated its groups.
+func (f *fixture) delegated(t *testing.T, p *Pod, script string) (*Container, string) {
+	t.Helper()
+	spec := DefaultSpec("sh", "-c", delegates+script)
+	writableGroups(spec)
+	c, log := f.create(t, p, spec, nil)
+	if err := c.Start(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	controllers, err := os.ReadFile(c.group.Paths()[""] + "/cgroup.controllers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitLog(t, log, "delegated: "+strings.TrimSpace(string(controllers))+", 0::/own")
+	return c, log
+}
+
+func TestDelegatedGroup(t *testing.T) {
+	f := newFixtureV2(t)
+	p := f.pod(t, nil)
+	t.Run("exec", func(t *testing.T) {
+		c, _ := f.delegated(t, p, "sleep 1000")
+		for range 2 {
+			out, code := execText(t, c, "grep", "^0:", "/proc/self/cgroup")
+			if !strings.HasPrefix(out, "0::/exec-") || code != 0 {
+				t.Errorf("exec is in %q, exit code %d", out, code)
+			}
+		}
+		e, err := c.Exec(testContext(t), ExecConfig{Args: []string{"sh", "-c", "sleep 2000 & sleep 2000"}, Stdout: os.Stdout, Stderr: os.Stderr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		if err := e.Kill(testContext(t)); err != nil || e.Code() != 137 {
+			t.Errorf("kill of exec: %v, code %d", err, e.Code())
+		}
+		if out, _ := execText(t, c, "ps"); strings.Contains(out, "sleep 2000") || !strings.Contains(out, "sleep 1000") {
+			t.Errorf("after that:\n%s", out)
+		}
+	})
+	t.Run("stop", func(t *testing.T) {
+		c, log := f.delegated(t, p, "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done")
+		waitLog(t, log, "ready")
+		if err := c.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if exit := waitExit(t, c); exit.Code != 3 {
+			t.Errorf("%+v", exit)
+		}
+	})
+	t.Run("kill", func(t *testing.T) {
+		c, _ := f.delegated(t, p, "busybox mkdir own/more; (echo 0 > own/more/cgroup.procs; sleep 1000) & sleep 1000")
+		if err := c.Kill(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if exit := waitExit(t, c); exit.Code != 137 {
+			t.Errorf("%+v", exit)
+		}
+	})
+	t.Run("OOM", func(t *testing.T) {
+		f.needs(t, "memory")
+		c, _ := f.delegated(t, p, "echo 16M > own/memory.max; exec dd if=/dev/zero of=/dev/null bs=64M")
+		if exit := waitExit(t, c); exit.Code != 137 || !exit.OOMKilled {
+			t.Errorf("%+v", exit)
+		}
+	})
+}
+
+// The kubelet asks for this of each container: with one of its processes, all are killed.
+func TestOOMOfOneIsThatOfAll(t *testing.T) {
+	f := newFixtureV2(t)
+	f.needs(t, "memory")
+	p := f.pod(t, nil)
+	for _, grouped := range []string{"0", "1"} {
+		t.Run("memory.oom.group="+grouped, func(t *testing.T) {
+			spec := DefaultSpec("sleep", "1000")
+			limit := int64(24 << 20)
+			spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
+			spec.Linux.Resources.Unified = map[string]string{"memory.oom.group": grouped}
+			c, _ := f.create(t, p, spec, nil)
+			if err := c.Start(testContext(t)); err != nil {
+				t.Fatal(err)
+			}
+			beside, err := c.Exec(testContext(t), ExecConfig{Args: []string{"sleep", "2000"}, Stdout: os.Stdout, Stderr: os.Stderr})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer beside.Close()
+			if _, code := execText(t, c, "dd", "if=/dev/zero", "of=/dev/null", "bs=64M"); code != 137 {
+				t.Errorf("the one that wants too much: code %d", code)
+			}
+			if grouped == "0" {
+				if err := c.Signal(0); err != nil {
+					t.Errorf("the container is gone: %v", err)
+				}
+				if err := beside.Kill(testContext(t)); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			<-beside.Done()
+			if exit := waitExit(t, c); exit.Code != 137 || !exit.OOMKilled || beside.Code() != 137 {
+				t.Errorf("%+v, code of the exec %d", exit, beside.Code())
+			}
+		})
+	}
+}
+
+// A process that is born in its group counts there before it runs, so a full group refuses its birth. One that only writes
+// itself into the group is let in: that is the way without CLONE_INTO_CGROUP.
+func TestBornInFullGroup(t *testing.T) {
+	f := newFixtureV2(t)
+	f.needs(t, "pids")
+	p := f.pod(t, nil)
+	const full = "the limit of processes of cgroup "
+	t.Run("exec", func(t *testing.T) {
+		one := int64(1)
+		spec := DefaultSpec("sleep", "1000")
+		spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &one}
+		c, _ := f.create(t, p, spec, nil)
+		if err := c.Start(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		config := ExecConfig{Args: []string{"true"}, Stdout: os.Stdout, Stderr: os.Stderr}
+		if _, err := c.Exec(testContext(t), config); err == nil || !strings.Contains(err.Error(), full+c.group.Path()+" is reached (1 of 1)") {
+			t.Errorf("exec in a full group: %v", err)
+		}
+		defer kernel.Refuse("clone-into-cgroup")()
+		if _, code := execText(t, c, "true"); code != 0 {
+			t.Errorf("exec by write: code %d", code)
+		}
+	})
+	t.Run("start", func(t *testing.T) {
+		dir := f.runtime.config.Cgroups.List()[0].MountPoint + f.parent
+		c, _ := f.create(t, p, DefaultSpec("true"), nil)
+		current, err := os.ReadFile(dir + "/pids.current")
+		if err == nil {
+			err = os.WriteFile(dir+"/pids.max", current, 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(testContext(t)); err == nil || !strings.Contains(err.Error(), full+f.parent+" is reached") {
+			t.Errorf("start in a full pod: %v", err)
+		}
+		if err := os.WriteFile(dir+"/pids.max", []byte("max"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}) // the fixture fails if anything of the container is left
 }

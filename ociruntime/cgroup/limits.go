@@ -119,15 +119,19 @@ func isPageSize(size string) bool {
 	return slices.Contains([]string{"KB", "MB", "GB"}, size[len(number):])
 }
 
+// ownLimits are the files of cgroup2 itself that limit something; the others move, freeze or kill processes.
+var ownLimits = []string{"cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"}
+
 // unifiedSettings checks cgroup2 files that are written verbatim. A value of several lines is several writes.
 func unifiedSettings(files map[string]string, controllers []string) ([]setting, error) {
 	var s []setting
 	for _, file := range slices.Sorted(maps.Keys(files)) {
 		controller, _, found := strings.Cut(file, ".")
-		if !found || checkName(file) != nil || controller == "cgroup" {
+		own := slices.Contains(ownLimits, file)
+		if !found || checkName(file) != nil || (controller == "cgroup" && !own) {
 			return nil, fmt.Errorf("unified limit %q is no control file of a controller", file)
 		}
-		if !slices.Contains(controllers, controller) {
+		if !own && !slices.Contains(controllers, controller) {
 			return nil, fmt.Errorf("set unified limit %s: controller %s is not in the cgroup2 hierarchy", file, controller)
 		}
 		for line := range strings.SplitSeq(strings.TrimSuffix(files[file], "\n"), "\n") {

@@ -119,6 +119,13 @@ func (v2) cpu(now current, c *specs.LinuxCPU) ([]setting, error) {
 	if set(c.Shares) && (c.Idle == nil || *c.Idle == 0) {
 		s = append(s, setting{what: "cpu weight", file: "cpu.weight", value: strconv.FormatUint(cpuWeight(*c.Shares), 10)})
 	}
+	bandwidth, err := cpuBandwidth(now, c)
+	return append(s, bandwidth...), err
+}
+
+// cpuBandwidth orders quota and burst, which may never be more than the quota.
+func cpuBandwidth(now current, c *specs.LinuxCPU) ([]setting, error) {
+	var s []setting
 	if set(c.Quota) || set(c.Period) {
 		value, err := cpuMax(now, c)
 		if err != nil {
@@ -126,10 +133,18 @@ func (v2) cpu(now current, c *specs.LinuxCPU) ([]setting, error) {
 		}
 		s = append(s, setting{what: "cpu quota", file: "cpu.max", value: value})
 	}
-	if c.Burst != nil {
-		s = append(s, setting{what: "cpu burst", file: "cpu.max.burst", value: strconv.FormatUint(*c.Burst, 10)})
+	if c.Burst == nil {
+		return s, nil
 	}
-	return s, nil
+	s = append(s, setting{what: "cpu burst", file: "cpu.max.burst", value: strconv.FormatUint(*c.Burst, 10)})
+	if now == nil {
+		return s, nil
+	}
+	old, err := now.bytes("cpu.max.burst")
+	if err == nil && *c.Burst < uint64(old) {
+		slices.Reverse(s)
+	}
+	return s, err
 }
 
 // cpuMax joins quota and period; a quota alone keeps the period by itself, a period alone needs the present quota.

@@ -27,9 +27,9 @@ func idmap(mount, userns int) error {
 	return nil
 }
 
-// attachIDMapped covers dir with an idmapped clone of itself.
-func attachIDMapped(dir string, userns int) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+// attachIDMapped covers dir with an idmapped clone of source.
+func attachIDMapped(source, dir string, userns int) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return err
 	}

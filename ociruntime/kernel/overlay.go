@@ -54,7 +54,14 @@ var (
 	OverlayIDMappedLower = Probe("overlay-idmapped-lower", "5.19", func() error {
 		return withUserNS(func(userns int) error {
 			return overlay(func(dir string, upper, work int) error {
-				if err := attachIDMapped(filepath.Join(dir, "lower"), userns); err != nil {
+				lower := filepath.Join(dir, "lower")
+				var err error
+				for _, source := range []string{lower, "/", "/var/lib", "/tmp"} { // a tmpfs cannot be idmapped before 6.3
+					if err = attachIDMapped(source, lower, userns); err == nil {
+						break
+					}
+				}
+				if err != nil {
 					return err
 				}
 				return mountOverlay(dir, upper, work, "")

@@ -121,18 +121,24 @@ func TestOpenDropsLeftoversAndDamage(t *testing.T) {
 	}
 }
 
-// smallDisk is a tmpfs of size bytes that is attached nowhere.
+// smallDisk is a tmpfs of size bytes. It is attached, since nothing below a detached mount can be cloned before Linux 6.15,
+// and not below t.TempDir, where root looks for mounts of the store.
 func smallDisk(t *testing.T, size string) string {
 	t.Helper()
 	root(t)
-	c := openFS("tmpfs")
-	c.set("size", size)
-	f, err := c.mount(0)
+	dir, err := os.MkdirTemp("", "small-disk-")
+	if err == nil {
+		err = unix.Mount("disk", dir, "tmpfs", 0, "size="+size)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
-	return procPath(f)
+	t.Cleanup(func() {
+		if err := errors.Join(unix.Unmount(dir, unix.MNT_DETACH), os.Remove(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func TestFullDiskLeavesNothing(t *testing.T) {
