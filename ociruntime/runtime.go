@@ -39,7 +39,7 @@ type Runtime struct {
 	config   Config
 	nursery  *nursery
 	caps     capabilitySet
-	limits   map[int]unix.Rlimit // see pauseLimits
+	own      inheritance
 	foreign  *mount.Foreign
 	lastTask atomic.Uint64
 
@@ -61,6 +61,10 @@ func New(c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
+	own, err := readInheritance()
+	if err != nil {
+		return nil, err
+	}
 	foreign, err := mount.NewForeign()
 	if err != nil {
 		return nil, err
@@ -69,7 +73,7 @@ func New(c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, errors.Join(err, foreign.Close())
 	}
-	r := &Runtime{config: c, nursery: n, caps: caps, limits: pauseLimits(), foreign: foreign, sourceBound: sourceBound}
+	r := &Runtime{config: c, nursery: n, caps: caps, own: own, foreign: foreign, sourceBound: sourceBound}
 	// Tasks that an earlier criserver numbered must not come again.
 	r.lastTask.Store(uint64(time.Now().UnixNano()))
 	return r, nil

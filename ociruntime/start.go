@@ -172,6 +172,8 @@ func (c *Container) process(pass *passing, group *cgroup.Group) (compile.Process
 		Seccomp:      c.record.Filter,
 		CapLast:      r.caps.last,
 		CapPermitted: r.caps.permitted,
+		Rlimits:      r.own.rlimits,
+		OOMScoreAdj:  &r.own.oomScore,
 		UserNS:       c.pod.config.UserNS != nil,
 	}
 	if p.UserNS {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -19,10 +18,7 @@ import (
 	"github.com/criserver/criserver/pause"
 )
 
-const (
-	exitSlots     = 128
-	pauseOOMScore = -998 // what the kubelet expects of a sandbox process
-)
+const exitSlots = 128
 
 // StartPod starts a pause and makes the pod's namespaces. On error nothing is left.
 func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error) {
@@ -187,37 +183,6 @@ func (p *Pod) fork(birthplace, null, control, listener, exits *os.File) (*os.Fil
 	}
 	p.runtime.adjust(pid)
 	return os.NewFile(uintptr(pidfd), "pause"), nil
-}
-
-// adjust gives a pause the limits that its children may need: they can lower them, and raise their OOM score, without
-// any privilege. A criserver that lacks CAP_SYS_RESOURCE goes on with what it has.
-func (r *Runtime) adjust(pid int) {
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(pauseOOMScore)), 0); err != nil {
-		r.config.Log.Debug("cannot lower oom_score_adj of pause", "pid", pid, "error", err)
-	}
-	for resource, limit := range r.limits {
-		if err := unix.Prlimit(pid, resource, &limit, nil); err != nil {
-			r.config.Log.Debug("cannot raise a limit of pause", "pid", pid, "resource", resource, "error", err)
-		}
-	}
-}
-
-// pauseLimits are the hard limits that a pause passes on; the soft ones stay as they are.
-func pauseLimits() map[int]unix.Rlimit {
-	limits := map[int]unix.Rlimit{}
-	for _, resource := range []int{unix.RLIMIT_CORE, unix.RLIMIT_MEMLOCK, unix.RLIMIT_NPROC, unix.RLIMIT_MSGQUEUE, unix.RLIMIT_SIGPENDING,
-		unix.RLIMIT_NICE, unix.RLIMIT_RTPRIO, unix.RLIMIT_STACK, unix.RLIMIT_NOFILE} {
-		var l unix.Rlimit
-		if unix.Getrlimit(resource, &l) != nil || l.Max == unix.RLIM_INFINITY {
-			continue
-		}
-		l.Max = unix.RLIM_INFINITY
-		if resource == unix.RLIMIT_NOFILE {
-			l.Max = 1 << 20
-		}
-		limits[resource] = l
-	}
-	return limits
 }
 
 // listen binds the pod's socket. Socket addresses are short, so the path goes by way of a descriptor.

@@ -1,9 +1,11 @@
 package compile
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +33,9 @@ type Process struct {
 	CapLast      int
 	CapPermitted uint64
 	UserNS       bool // pause lives in a user namespace
+	// Rlimits and OOMScoreAdj are for what Spec does not name, where pause has more than its children are to inherit.
+	Rlimits     []specs.POSIXRlimit
+	OOMScoreAdj *int
 }
 
 type process struct {
@@ -43,7 +48,7 @@ func (p process) prepare() error {
 	for _, fd := range p.Tasks {
 		p.b.Call("enter the cgroup", unix.SYS_WRITE, fd, program.String("0"), 1)
 	}
-	if adj := p.Spec.OOMScoreAdj; adj != nil {
+	if adj := cmp.Or(p.Spec.OOMScoreAdj, p.OOMScoreAdj); adj != nil {
 		p.oomScore(*adj)
 	}
 	if l := p.Spec.ApparmorProfile; l != "" {
@@ -134,14 +139,23 @@ var rlimits = map[string]int{
 
 func (p process) limits() error {
 	for _, r := range p.Spec.Rlimits {
-		nr, ok := rlimits[r.Type]
-		if !ok {
+		if _, ok := rlimits[r.Type]; !ok {
 			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)
 		}
-		value := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, r.Soft), r.Hard)
-		p.b.Call(fmt.Sprintf("set %s to %d:%d", r.Type, r.Soft, r.Hard), unix.SYS_PRLIMIT64, 0, nr, program.Bytes(value), nil)
+		p.setLimit(r)
+	}
+	for _, r := range p.Rlimits {
+		named := slices.ContainsFunc(p.Spec.Rlimits, func(s specs.POSIXRlimit) bool { return s.Type == r.Type })
+		if !named {
+			p.setLimit(r).Tolerate(unix.EPERM) // pause has less: an earlier criserver could not give it more
+		}
 	}
 	return nil
+}
+
+func (p process) setLimit(r specs.POSIXRlimit) program.Call {
+	value := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, r.Soft), r.Hard)
+	return p.b.Call(fmt.Sprintf("set %s to %d:%d", r.Type, r.Soft, r.Hard), unix.SYS_PRLIMIT64, 0, rlimits[r.Type], program.Bytes(value), nil)
 }
 
 // capSets are the five sets of a process as bits.
