@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const mirror = "http://deb.debian.org/debian"
@@ -54,15 +58,18 @@ func qemuCommand(dir string) (command, env []string) {
 // What all roots have: what the flavours run on, and what tests look for.
 var rootPackages = []string{
 	"systemd", "systemd-sysv", "dbus", "kmod", "iproute2", "procps", "util-linux", "mount", "ca-certificates",
-	"apparmor", "busybox-static", "docker-registry", "nftables", "iptables", "erofs-utils", "runc",
+	"busybox-static", "docker-registry", "nftables", "iptables", "erofs-utils", "runc",
 }
 
 const rootSize = "6G" // sparse
 
-// rootOf makes a root file system for guests with a security module, as root.ext4.
-func rootOf(security string) recipe {
-	t := tree{suite: "bookworm", variant: "minbase", packages: rootPackages,
+// rootOf makes a suite's root file system for guests with a security module and the packages of that, as root.ext4.
+func rootOf(suite, security string, packages ...string) recipe {
+	t := tree{suite: suite, variant: "minbase", packages: append(packages, rootPackages...),
 		options: []string{"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"}}
+	if security == "selinux" {
+		t.options = append(t.options, "--customize-hook=chroot \"$1\" sh -c '"+labelFiles+"'")
+	}
 	return recipe{name: "root-" + security, inputs: append(t.inputs(), rootSize), make: func(ctx context.Context, dir string) error {
 		root := filepath.Join(dir, "root")
 		if err := t.make(ctx, root); err != nil {
@@ -75,10 +82,18 @@ func rootOf(security string) recipe {
 	}}
 }
 
-// erofsImage packs a directory.
-func erofsImage(ctx context.Context, image, dir string) error {
-	if err := tell(ctx, "/", "mkfs.erofs", "--quiet", image, dir); err != nil {
-		return fmt.Errorf("pack %s: %w", dir, err)
+// labelFiles gives the files of a root the labels of its policy. The kernel's command line says whether that is enforced.
+const labelFiles = `printf "SELINUX=permissive\nSELINUXTYPE=default\n" >/etc/selinux/config &&
+	setfiles -F -e /proc -e /sys -e /dev /etc/selinux/default/contexts/files/file_contexts /`
+
+// erofsImage packs a directory. What is in it has an SELinux label of the given type.
+func erofsImage(ctx context.Context, image, dir, label string) error {
+	context := []byte("system_u:object_r:" + label + ":s0")
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, unix.Lsetxattr(path, "security.selinux", context, 0))
+	})
+	if err != nil {
+		return fmt.Errorf("label %s: %w", dir, err)
 	}
-	return nil
+	return tell(ctx, "/", "mkfs.erofs", "--quiet", image, dir)
 }

@@ -19,20 +19,32 @@ const (
 // systemdParams make systemd start what the command needs, and nothing else.
 var systemdParams = []string{"systemd.unit=vm.target", "systemd.show_status=0"}
 
+var selinuxRoot = rootOf("trixie", "selinux", "selinux-policy-default", "policycoreutils", "selinux-utils")
+
 var flavours = map[string]flavour{
 	"minimal": {
 		about:  "Linux of trixie, cgroup v2, no systemd, AppArmor",
-		kernel: kernelOf("trixie"), root: rootOf("apparmor"), init: minimalInit,
+		kernel: kernelOf("trixie"), root: rootOf("bookworm", "apparmor", "apparmor"), init: minimalInit,
 		params: []string{"apparmor=1", "security=apparmor"}, driver: "cgroupfs",
 	},
 	"systemd": {
 		about:  "Linux of trixie, cgroup v2, systemd, AppArmor",
-		kernel: kernelOf("trixie"), root: rootOf("apparmor"), init: systemdInit,
+		kernel: kernelOf("trixie"), root: rootOf("bookworm", "apparmor", "apparmor"), init: systemdInit,
 		params: append([]string{"apparmor=1", "security=apparmor"}, systemdParams...), driver: "systemd",
+	},
+	"selinux": {
+		about:  "Linux of trixie, cgroup v2, systemd, SELinux with Debian's policy, permissive",
+		kernel: kernelOf("trixie"), root: selinuxRoot, init: systemdInit,
+		params: append([]string{"security=selinux", "enforcing=0"}, systemdParams...), driver: "systemd",
+	},
+	"selinux-enforcing": {
+		about:  "Linux of trixie, cgroup v2, systemd, SELinux with Debian's policy, enforcing",
+		kernel: kernelOf("trixie"), root: selinuxRoot, init: systemdInit,
+		params: append([]string{"security=selinux", "enforcing=1"}, systemdParams...), driver: "systemd",
 	},
 	"linux61": {
 		about:  "Linux 6.1 of bookworm, which mounts no EROFS files; cgroup v2, no systemd, AppArmor",
-		kernel: kernelOf("bookworm"), root: rootOf("apparmor"), init: minimalInit,
+		kernel: kernelOf("bookworm"), root: rootOf("bookworm", "apparmor", "apparmor"), init: minimalInit,
 		params: []string{"apparmor=1", "security=apparmor"}, driver: "cgroupfs",
 	},
 }

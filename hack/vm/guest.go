@@ -73,7 +73,7 @@ func (g *guest) load(ctx context.Context, packages []string, command string) err
 	if err := buildTests(ctx, repo, filepath.Join(payload, "tests"), packages); err != nil {
 		return err
 	}
-	if err := erofsImage(ctx, filepath.Join(g.dir, "payload.erofs"), payload); err != nil {
+	if err := erofsImage(ctx, filepath.Join(g.dir, "payload.erofs"), payload, "bin_t"); err != nil {
 		return err
 	}
 	return os.RemoveAll(payload)

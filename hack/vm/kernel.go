@@ -19,7 +19,7 @@ var initrdInit []byte
 func kernelOf(suite string) recipe {
 	t := tree{suite: suite, variant: "extract", packages: []string{"linux-image-cloud-amd64", "kmod", "xz-utils", "busybox-static"}}
 	inputs := append(t.inputs(), bootModules...)
-	return recipe{name: "kernel-" + suite, inputs: append(inputs, string(initrdInit)), make: func(ctx context.Context, dir string) error {
+	return recipe{name: "kernel-" + suite, inputs: append(inputs, string(initrdInit), "labelled modules"), make: func(ctx context.Context, dir string) error {
 		k := kernel{tree: filepath.Join(dir, "tree"), dir: dir}
 		if err := t.make(ctx, k.tree); err != nil {
 			return err
@@ -51,7 +51,7 @@ func (k *kernel) make(ctx context.Context) error {
 	if err := k.initrd(ctx); err != nil {
 		return err
 	}
-	return erofsImage(ctx, filepath.Join(k.dir, "modules.erofs"), filepath.Join(k.tree, "usr/lib/modules"))
+	return erofsImage(ctx, filepath.Join(k.dir, "modules.erofs"), filepath.Join(k.tree, "usr/lib/modules"), "modules_object_t")
 }
 
 // initrd holds what finds the root file system: busybox, the modules for it in the order of their loading, and init.
