@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -50,10 +51,7 @@ func (r *Runtime) AdoptPod(ctx context.Context, c PodConfig) (*Pod, error) {
 // openGroup finds the cgroups that makeGroup and enterScope made in an earlier life.
 func (p *Pod) openGroup() (err error) {
 	p.parent = p.config.CgroupParent
-	if p.runtime.config.Systemd != nil {
-		if p.scope, err = cgroup.OpenScope(p.config.ID, p.config.CgroupParent); err != nil {
-			return err
-		}
+	if p.scope = p.findScope(); p.scope != nil {
 		p.parent = p.scope.Path()
 	}
 	own := p.parent
@@ -65,6 +63,24 @@ func (p *Pod) openGroup() (err error) {
 	}
 	p.parents, err = readParents(p.config.Dir)
 	return err
+}
+
+// findScope finds the pod's scope, if it has one: the cgroup driver may have been another one in an earlier life. A pod
+// without any cgroup has the one that it would get.
+func (p *Pod) findScope() *cgroup.Scope {
+	parent, config := p.config.CgroupParent, p.runtime.config
+	scope, err := cgroup.OpenScope(p.config.ID, parent)
+	switch {
+	case err != nil: // the parent is a path
+		return nil
+	case config.Cgroups.Exists(scope.Path()):
+		return scope
+	case config.Cgroups.Exists(path.Join("/", parent, p.config.ID)):
+		return nil
+	case config.Systemd != nil, parent != "" && !path.IsAbs(parent):
+		return scope
+	}
+	return nil
 }
 
 func readParents(dir string) ([]string, error) {

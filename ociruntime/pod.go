@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -283,9 +284,25 @@ func (p *Pod) removeGroup(ctx context.Context) error {
 		return err
 	}
 	if p.scope != nil {
-		return p.scope.Stop(ctx, p.runtime.config.Systemd)
+		return p.removeScope(ctx)
 	}
 	return nil
+}
+
+// removeScope kills whoever is in the scope that nobody knows of, and has systemd remove it. Without a connection to systemd,
+// which is no longer the driver then, it does so in its own time.
+func (p *Pod) removeScope(ctx context.Context) error {
+	group, err := p.runtime.config.Cgroups.Open(path.Split(p.scope.Path()))
+	if err != nil {
+		return err
+	}
+	if err := group.Kill(ctx); err != nil {
+		return fmt.Errorf("kill what is left in the pod's scope: %w", err)
+	}
+	if p.runtime.config.Systemd == nil {
+		return nil
+	}
+	return p.scope.Stop(ctx, p.runtime.config.Systemd)
 }
 
 // release closes what criserver holds of the pod.

@@ -2,20 +2,24 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
 )
 
-// HostBus is the Bus of this host. When the connection is lost, because the bus or systemd was started anew, the next call
-// makes another one; a job whose end can no longer be heard of ends as "lost". It is safe for concurrent use.
+// HostBus is the Bus of this host. When the connection is lost, because the bus or systemd was started anew, another one is
+// made, and calls that were not answered are repeated for some seconds; a job whose end can no longer be heard of ends as
+// "lost". It is safe for concurrent use.
 type HostBus struct {
-	dial func(context.Context) (*busLink, error)
-	turn chan struct{} // holds one token; whoever has it may use link, and may be dialling
-	link *busLink
+	dial     func(context.Context) (*busLink, error)
+	patience time.Duration // how long systemd may not answer
+	turn     chan struct{} // holds one token; whoever has it may use link, and may be dialling
+	link     *busLink
 }
 
 // busLink is one connection to systemd.
@@ -35,7 +39,7 @@ func ConnectSystemd(ctx context.Context) (*HostBus, error) {
 }
 
 func newHostBus(dial func(context.Context) (*busLink, error)) *HostBus {
-	b := &HostBus{dial: dial, turn: make(chan struct{}, 1)}
+	b := &HostBus{dial: dial, patience: busPatience, turn: make(chan struct{}, 1)}
 	b.turn <- struct{}{}
 	return b
 }
@@ -58,6 +62,13 @@ func (b *HostBus) StartTransientUnitContext(ctx context.Context, name, mode stri
 	})
 }
 
+// StartUnitContext implements Bus.
+func (b *HostBus) StartUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error) {
+	return b.queue(ctx, ch, func(to Bus, ch chan<- string) (int, error) {
+		return to.StartUnitContext(ctx, name, mode, ch)
+	})
+}
+
 // StopUnitContext implements Bus.
 func (b *HostBus) StopUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error) {
 	return b.queue(ctx, ch, func(to Bus, ch chan<- string) (int, error) {
@@ -65,23 +76,57 @@ func (b *HostBus) StopUnitContext(ctx context.Context, name, mode string, ch cha
 	})
 }
 
-// queue queues a job, once more if the connection turns out to be lost.
-func (b *HostBus) queue(ctx context.Context, ch chan<- string, call func(Bus, chan<- string) (int, error)) (int, error) {
-	for again := true; ; again = false {
-		l, err := b.connected(ctx)
-		if err != nil {
-			return 0, err
-		}
+// KillUnitWithTarget implements Bus.
+func (b *HostBus) KillUnitWithTarget(ctx context.Context, name string, target systemd.Who, signal int32) error {
+	return b.call(ctx, func(l *busLink) error { return l.KillUnitWithTarget(ctx, name, target, signal) })
+}
+
+// queue queues a job.
+func (b *HostBus) queue(ctx context.Context, ch chan<- string, queue func(Bus, chan<- string) (int, error)) (id int, err error) {
+	err = b.call(ctx, func(l *busLink) error {
 		result := make(chan string, 1)
-		id, err := call(l, result)
-		if err == nil {
+		var err error
+		if id, err = queue(l, result); err == nil {
 			go l.pass(result, ch)
-			return id, nil
 		}
-		if !again || !l.isLost() {
-			return 0, err
+		return err
+	})
+	return id, err
+}
+
+// Bounds of waiting for a systemd that is executed anew, or for its bus.
+const (
+	busPatience  = 10 * time.Second
+	busPollFirst = time.Millisecond
+	busPollLast  = 100 * time.Millisecond
+)
+
+// call calls systemd, and again if nobody answers. What was called may have been done each time.
+func (b *HostBus) call(ctx context.Context, call func(*busLink) error) error {
+	end := time.Now().Add(b.patience)
+	for pause := busPollFirst; ; pause = min(2*pause, busPollLast) {
+		l, err := b.connected(ctx)
+		if err == nil {
+			if err = call(l); err == nil || !l.isLost() && !unanswered(err) {
+				return err
+			}
+		}
+		if time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
 		}
 	}
+}
+
+// unanswered says that a call came to nobody, or that there was nobody any more to answer it.
+func unanswered(err error) bool {
+	return errors.Is(err, dbus.ErrClosed) || isBusError(err, "org.freedesktop.DBus.Error.NoReply") ||
+		isBusError(err, "org.freedesktop.DBus.Error.ServiceUnknown") || isBusError(err, "org.freedesktop.DBus.Error.NameHasNoOwner") ||
+		isBusError(err, "org.freedesktop.DBus.Error.Disconnected")
 }
 
 // connected gives the connection, a new one if there is none that lives.
@@ -121,7 +166,7 @@ func (l *busLink) pass(result <-chan string, to chan<- string) {
 	case r := <-result:
 		to <- r
 	case <-l.lost:
-		to <- "lost"
+		to <- jobLost
 	}
 }
 

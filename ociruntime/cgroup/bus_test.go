@@ -87,6 +87,7 @@ func TestHostBusSurvivesRestartOfBus(t *testing.T) {
 	stop := startBus(t, address)
 	bus := newHostBus(func(ctx context.Context) (*busLink, error) { return dialBy(ctx, dbus.ConnectSystemBus) }) // and not systemd's own socket
 	defer bus.Close()
+	bus.patience = 0
 	ask := func() error {
 		_, err := bus.StopUnitContext(ctx(t), "x.scope", "replace", make(chan string, 1))
 		return err

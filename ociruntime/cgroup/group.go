@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -141,6 +142,13 @@ func (hs *Hierarchies) MissingParents(parent string) ([]string, error) {
 		}
 	}
 	return missing, nil
+}
+
+// Exists says whether a cgroup path is there in any hierarchy.
+func (hs *Hierarchies) Exists(dir string) bool {
+	return slices.ContainsFunc(hs.all, func(h *hierarchy) bool {
+		return unix.Faccessat(h.root, strings.TrimPrefix(path.Clean(dir), "/"), unix.F_OK, 0) == nil
+	})
 }
 
 // makeLeaf makes g's directory in h, and parent if it is missing.

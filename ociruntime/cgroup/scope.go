@@ -5,18 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"strings"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
-// Bus is what a Scope wants of systemd: a HostBus. Both calls return when the job is queued; its result ("done") comes
-// over ch, which must have room.
+// Bus is what a Scope wants of systemd: a HostBus. Calls with a channel return when the job is queued; its result ("done")
+// comes over ch, which must have room.
 type Bus interface {
 	StartTransientUnitContext(ctx context.Context, name, mode string, properties []systemd.Property, ch chan<- string) (int, error)
+	StartUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error)
 	StopUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error)
+	KillUnitWithTarget(ctx context.Context, name string, target systemd.Who, signal int32) error
 }
 
 // A Scope is the part of systemd's tree that one pod gets to itself: a delegated transient scope unit. Pause and every
@@ -65,22 +69,50 @@ func StartScope(ctx context.Context, bus Bus, id, parent string, pid int) (*Scop
 		return bus.StartTransientUnitContext(ctx, s.unit, "replace", properties, ch)
 	}
 	err = job(ctx, start)
-	if isBusError(err, "org.freedesktop.systemd1.UnitExists") {
-		if err = s.Stop(ctx, bus); err == nil {
-			err = job(ctx, start)
+	if errors.Is(err, errLost) || isBusError(err, "org.freedesktop.systemd1.UnitExists") {
+		if err = s.await(ctx, bus, pid); errors.Is(err, errNotOurs) {
+			if err = s.end(ctx, bus); err == nil {
+				err = job(ctx, start)
+			}
 		}
 	}
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), scopeUndo)
 		defer cancel()
-		return nil, errors.Join(fmt.Errorf("start scope %s: %w", s.unit, err), s.Stop(undo, bus))
+		return nil, errors.Join(fmt.Errorf("start scope %s: %w", s.unit, err), s.end(undo, bus))
 	}
 	return s, nil
 }
 
-// Stop has systemd kill what is in the scope and remove it, and waits for that. A scope that is not there is no error.
+// errNotOurs says that there is no scope with the process in it.
+var errNotOurs = errors.New("the process is not in it")
+
+// await waits until a scope that may be there has started, and looks whether the process is in it. It is not if the scope
+// is one that an earlier attempt left.
+func (s *Scope) await(ctx context.Context, bus Bus, pid int) error {
+	err := jobHeard(ctx, func(ch chan<- string) (int, error) { // of a unit that is being started, its job
+		return bus.StartUnitContext(ctx, s.unit, "replace", ch)
+	})
+	text, readErr := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	switch {
+	case readErr != nil:
+		return readErr
+	case !strings.Contains(string(text), ":"+s.path+"\n"):
+		return errNotOurs
+	}
+	return err
+}
+
+// end is Stop for processes that ignore the SIGTERM which systemd begins with.
+func (s *Scope) end(ctx context.Context, bus Bus) error {
+	_ = bus.KillUnitWithTarget(ctx, s.unit, systemd.All, int32(unix.SIGKILL)) // without, it takes longer
+	return s.Stop(ctx, bus)
+}
+
+// Stop has systemd end what is in the scope, politely at first, and remove it, and waits for that. A scope that is not there
+// is no error.
 func (s *Scope) Stop(ctx context.Context, bus Bus) error {
-	err := job(ctx, func(ch chan<- string) (int, error) {
+	err := jobHeard(ctx, func(ch chan<- string) (int, error) {
 		return bus.StopUnitContext(ctx, s.unit, "replace", ch)
 	})
 	if err == nil || isBusError(err, "org.freedesktop.systemd1.NoSuchUnit") {
@@ -117,6 +149,11 @@ func scopeProperties(id, slice string, pid int) []systemd.Property {
 	}
 }
 
+// jobLost is the result of a job whose end cannot be heard of any more; errLost says so.
+const jobLost = "lost"
+
+var errLost = errors.New("systemd's job was lost sight of")
+
 // job queues a job and waits until it is done.
 func job(ctx context.Context, queue func(ch chan<- string) (int, error)) error {
 	result := make(chan string, 1) // go-systemd sends under its lock: it must never wait
@@ -127,10 +164,22 @@ func job(ctx context.Context, queue func(ch chan<- string) (int, error)) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for systemd's job: %w", ctx.Err())
 	case r := <-result:
-		if r != "done" {
-			return fmt.Errorf("systemd's job ended as %q", r)
+		switch r {
+		case "done":
+			return nil
+		case jobLost:
+			return errLost
 		}
-		return nil
+		return fmt.Errorf("systemd's job ended as %q", r)
+	}
+}
+
+// jobHeard is job for what can be asked for again, and is until its end is heard of.
+func jobHeard(ctx context.Context, queue func(ch chan<- string) (int, error)) error {
+	for {
+		if err := job(ctx, queue); !errors.Is(err, errLost) {
+			return err
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -60,6 +61,20 @@ func (b *fakeBus) StartTransientUnitContext(_ context.Context, name, mode string
 	return 1, nil
 }
 
+func (b *fakeBus) StartUnitContext(_ context.Context, name, _ string, ch chan<- string) (int, error) {
+	b.calls = append(b.calls, "await "+name)
+	if _, ok := b.units[name]; !ok {
+		return 0, dbus.Error{Name: "org.freedesktop.systemd1.NoSuchUnit"}
+	}
+	ch <- "done"
+	return 1, nil
+}
+
+func (b *fakeBus) KillUnitWithTarget(_ context.Context, name string, _ systemd.Who, signal int32) error {
+	b.calls = append(b.calls, fmt.Sprint("kill ", name, " ", signal))
+	return nil
+}
+
 func (b *fakeBus) StopUnitContext(_ context.Context, name, _ string, ch chan<- string) (int, error) {
 	b.calls = append(b.calls, "stop "+name)
 	if _, ok := b.units[name]; !ok {
@@ -72,7 +87,7 @@ func (b *fakeBus) StopUnitContext(_ context.Context, name, _ string, ch chan<- s
 
 func TestScopeStartsAndStops(t *testing.T) {
 	bus := &fakeBus{units: map[string][]systemd.Property{"cri-abc.scope": nil}, result: "done"} // one is left from before
-	s, err := StartScope(ctx(t), bus, "abc", "kubepods-pod1.slice", 42)
+	s, err := StartScope(ctx(t), bus, "abc", "kubepods-pod1.slice", os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +98,7 @@ func TestScopeStartsAndStops(t *testing.T) {
 	for _, p := range bus.units["cri-abc.scope"] {
 		got = append(got, fmt.Sprintf("%s=%v", p.Name, p.Value.Value()))
 	}
-	want := []string{"Description=pod sandbox abc", "Slice=kubepods-pod1.slice", "PIDs=[42]", "Delegate=true", "DefaultDependencies=false",
+	want := []string{"Description=pod sandbox abc", "Slice=kubepods-pod1.slice", fmt.Sprintf("PIDs=[%d]", os.Getpid()), "Delegate=true", "DefaultDependencies=false",
 		"CollectMode=inactive-or-failed", "CPUAccounting=true", "MemoryAccounting=true", "TasksAccounting=true", "IOAccounting=true",
 		"TasksMax=18446744073709551615"}
 	if !slices.Equal(got, want) {
@@ -98,7 +113,8 @@ func TestScopeStartsAndStops(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	calls := "start cri-abc.scope replace,stop cri-abc.scope,start cri-abc.scope replace,stop cri-abc.scope,stop cri-abc.scope"
+	calls := "start cri-abc.scope replace,await cri-abc.scope,kill cri-abc.scope 9,stop cri-abc.scope,start cri-abc.scope replace," +
+		"stop cri-abc.scope,stop cri-abc.scope"
 	if got := strings.Join(bus.calls, ","); got != calls {
 		t.Errorf("calls %s", got)
 	}
