@@ -471,6 +471,7 @@ func TestFrozenDuringExec(t *testing.T) {
 			ended <- err
 		}()
 		eventually(t, rpcBound, "the command runs", func() bool { return running(t, "sleep 7706") == 1 })
+		c.exec(t, "true") // once pause has told of this one, it has told of that one
 		freezer.freeze(t, map[string]string{"container": c.leaf(g), "pod": g.dir}[level])
 		refused(t, <-ended, codes.DeadlineExceeded)
 		if n := running(t, "sleep 7706"); n != 0 {
@@ -561,6 +562,7 @@ func TestFrozenRestart(t *testing.T) {
 		if got := other.exec(t, "echo x"); got != "x\n" {
 			t.Errorf("exec in another pod: %q", got)
 		}
+		q.prints(t, "x\n", "echo x") // and the new criserver has the layer mounted, as the old one had
 		p.remove(t)
 		if n := running(t, "sleep 7705"); n != 0 {
 			t.Errorf("%d processes are left", n)
