@@ -281,6 +281,8 @@ func TestV2Settings(t *testing.T) {
 		{"swap without limit", nil, specs.LinuxResources{Memory: &specs.LinuxMemory{Swap: ptr(int64(100))}}, "error: a limit of memory and swap together needs a memory limit"},
 		{"below usage", now, specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(999)), CheckBeforeUpdate: ptr(true)}},
 			"error: new memory limit 999 is below the present usage 1000"},
+		{"room below usage", now, specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(999)), Swap: ptr(int64(-1))}},
+			"memory.swap.max=max memory.reclaim=1 memory.max=999"},
 		{"swappiness", nil, specs.LinuxResources{Memory: &specs.LinuxMemory{Swappiness: ptr(uint64(1))}}, "error: swappiness does not exist in cgroup v2"},
 		{"pids", nil, specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}}, "pids.max=max"},
 		{"huge pages", nil, specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "1GB", Limit: 5}}}, "hugetlb.1GB.max=5 hugetlb.1GB.rsvd.max=5"},

@@ -178,7 +178,8 @@ func (v2) memory(now current, m *specs.LinuxMemory) ([]setting, error) {
 	if set(m.Limit) {
 		limit = *m.Limit
 		if now != nil {
-			if err := refuseBelowUsage(now, m, "memory.current"); err != nil {
+			var err error
+			if s, err = reclaim(now, m); err != nil {
 				return nil, err
 			}
 		}
@@ -191,14 +192,28 @@ func (v2) memory(now current, m *specs.LinuxMemory) ([]setting, error) {
 		}
 		// Without swap accounting there is no file; then none (0) and any amount (max) hold by themselves or not at all.
 		s = append(s, setting{what: "swap limit", file: "memory.swap.max", value: swap, optional: swap == "0" || swap == "max"})
-		if now != nil && set(m.Limit) { // an existing group may have to page out before it fits: swap first
-			slices.Reverse(s)
+		if last := len(s) - 1; now != nil { // an existing group may have to page out before it fits: swap first
+			s = slices.Insert(s[:last:last], 0, s[last])
 		}
 	}
 	if set(m.Reservation) {
 		s = append(s, setting{what: "memory reservation", file: "memory.low", value: orMax(*m.Reservation)})
 	}
 	return s, nil
+}
+
+// reclaim makes room for a limit that is below the usage (Linux 5.19). Where that is in vain it fails, as the limit itself does
+// in v1; here that would make the kernel kill processes.
+func reclaim(now current, m *specs.LinuxMemory) ([]setting, error) {
+	if err := refuseBelowUsage(now, m, "memory.current"); err != nil || *m.Limit < 0 {
+		return nil, err
+	}
+	usage, err := now.bytes("memory.current")
+	if err != nil || usage <= *m.Limit {
+		return nil, err
+	}
+	amount := strconv.FormatInt(usage-*m.Limit, 10)
+	return []setting{{what: "amount to reclaim for the new memory limit", file: "memory.reclaim", value: amount, optional: true}}, nil
 }
 
 // swapAlone is what memory.swap.max must say for a limit of memory and swap together; limit 0 is "as it is now".
