@@ -242,9 +242,11 @@ func TestSystemdIsDisturbed(t *testing.T) {
 			before := controllers(t, running)
 			stop := make(chan struct{})
 			var lives sync.WaitGroup
-			for range 8 {
+			var ids [8][]string
+			for i := range ids {
 				lives.Go(func() {
-					for f.live(t) && !closed(stop) {
+					for !closed(stop) {
+						ids[i] = append(ids[i], f.live(t))
 					}
 				})
 			}
@@ -254,6 +256,9 @@ func TestSystemdIsDisturbed(t *testing.T) {
 			}
 			close(stop)
 			lives.Wait()
+			for _, id := range slices.Concat(ids[:]...) {
+				checkNoScope(t, f, id)
+			}
 			if after := controllers(t, running); !slices.Equal(before, after) {
 				t.Errorf("controllers were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 			}
@@ -276,8 +281,8 @@ func closed(c chan struct{}) bool {
 	}
 }
 
-// live is the whole life of a pod.
-func (f *fixture) live(t *testing.T) (ok bool) {
+// live is the whole life of a pod, whose id it returns.
+func (f *fixture) live(t *testing.T) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -289,8 +294,7 @@ func (f *fixture) live(t *testing.T) (ok bool) {
 	if err != nil {
 		t.Errorf("pod %s: %v", config.ID, err)
 	}
-	checkNoScope(t, f, config.ID)
-	return err == nil
+	return config.ID
 }
 
 // controllers are what a pod's scope and those above it distribute.
