@@ -55,7 +55,7 @@ func TestRealKill(t *testing.T) {
 			r := newRealNode(t)
 			r.s.Close(context.Background())
 			cmd := exec.Command(os.Args[0], "-test.run=^TestKilledProcess$", "-test.v")
-			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s %s", killEnv, at, r.dir, r.parent))
+			cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s %s", killEnv, at, r.dir, r.parent), "TMPDIR="+t.TempDir())
 			out, err := cmd.CombinedOutput()
 			if survived = err == nil; !survived && cmd.ProcessState.Sys().(interface{ Signaled() bool }).Signaled() == false {
 				t.Fatalf("failed instead of being killed: %v\n%s", err, out)
