@@ -168,6 +168,7 @@ func TestAppArmorReload(t *testing.T) {
 	if got := c.exec(t, mount); got != "denied\n" {
 		t.Errorf("after the restart: %q", got)
 	}
+	p.prints(t, "x\n", "echo x") // the new criserver has the layer mounted, as the old one had
 }
 
 // Without AppArmor a profile that is asked for by name is refused, and the runtime's default is none.
