@@ -44,6 +44,7 @@ func benchScopes(b *testing.B, scopes int, subscribed bool) {
 	if subscribed {
 		callSystemd(b, "org.freedesktop.systemd1.Manager.Subscribe")
 	}
+	parallelPods(b, bus, scopes) // makes the slices
 	monitor := newBusMonitor(b)
 	parallelPods(b, bus, scopes)
 	messages := monitor.count(b)
