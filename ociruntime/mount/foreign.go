@@ -30,6 +30,8 @@ type Foreign struct {
 	table  *os.File
 	read   bool
 	points map[string]bool
+	local  []uint64 // mounts that were looked at and are not foreign, ascending
+	whole  bool     // the kernel lists no mounts: the whole table is read when it changes
 }
 
 // NewForeign watches the mount table of the process.
@@ -69,7 +71,7 @@ func (f *Foreign) crosses(p string) (crosses, some bool) {
 	}
 }
 
-// refresh reads the table if it has changed since it was last read.
+// refresh looks at the mounts if they have changed since it last did.
 func (f *Foreign) refresh() error {
 	poll := []unix.PollFd{{Fd: int32(f.table.Fd()), Events: unix.POLLPRI}}
 	n, err := unix.Poll(poll, 0) // takes note of the change that it reports
@@ -80,6 +82,53 @@ func (f *Foreign) refresh() error {
 		return nil
 	}
 	f.read = false
+	if !f.whole && f.list() != nil {
+		f.whole = true
+	}
+	if f.whole {
+		if err := f.readTable(); err != nil {
+			return err
+		}
+	}
+	f.read = true
+	return nil
+}
+
+// list looks at mounts that are new, and at foreign ones, which may have been moved: on a node with thousands the table
+// takes milliseconds to read, and every pod changes it.
+func (f *Foreign) list() error {
+	ids, err := listMounts()
+	if err != nil {
+		return err
+	}
+	local, points, rest := ids[:0], map[string]bool{}, f.local
+	for _, id := range ids {
+		for len(rest) > 0 && rest[0] < id {
+			rest = rest[1:]
+		}
+		if len(rest) > 0 && rest[0] == id {
+			local = append(local, id)
+			continue
+		}
+		kind, point, err := statMount(id)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case localTypes[kind]:
+			local = append(local, id)
+		case point != "":
+			points[point] = true
+		}
+	}
+	f.local, f.points = local, points
+	return nil
+}
+
+func (f *Foreign) readTable() error {
 	if _, err := f.table.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
@@ -87,7 +136,7 @@ func (f *Foreign) refresh() error {
 	if err != nil {
 		return err
 	}
-	f.points, f.read = foreignPoints(string(text)), true
+	f.points = foreignPoints(string(text))
 	return nil
 }
 

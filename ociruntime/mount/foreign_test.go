@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -54,6 +55,93 @@ func TestForeignSeesMountsThatRuntimeSaw(t *testing.T) {
 	_, _ = r.Read(make([]byte, 1)) // nothing to do: the runtime polls
 	if crosses, _, err := f.Crosses(dir); !crosses || err != nil {
 		t.Errorf("after: %v, %v", crosses, err)
+	}
+}
+
+// A kernel that lists mounts and one that only has the table say the same, also of a mount that was moved.
+func TestForeignFollowsMounts(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		t.Run(fmt.Sprintf("whole table %v", whole), func(t *testing.T) {
+			f, err := NewForeign()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			f.whole = whole
+			dir := t.TempDir()
+			disk, err := New("tmpfs", "disk", Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer disk.Close()
+			if err := unix.MoveMount(int(disk.Fd()), "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+			if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil { // a mount below a shared one cannot be moved
+				t.Fatal(err)
+			}
+			here, there := filepath.Join(dir, "with blank"), filepath.Join(dir, "there")
+			for _, d := range []string{here, there} {
+				if err := os.Mkdir(d, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			expect := func(when string, isHere, isThere bool) {
+				t.Helper()
+				for d, want := range map[string]bool{here: isHere, there: isThere, dir: false} {
+					if got, _, err := f.Crosses(d); got != want || err != nil {
+						t.Errorf("%s: %s crosses: %v, %v, want %v", when, d, got, err, want)
+					}
+				}
+			}
+			expect("before", false, false)
+			mountFUSE(t, here)
+			expect("mounted", true, false)
+			if err := unix.Mount(here, there, "", unix.MS_MOVE, ""); err != nil {
+				t.Fatal(err)
+			}
+			expect("moved", false, true)
+			if err := unix.Mount(there, here, "", unix.MS_MOVE, ""); err != nil {
+				t.Fatal(err)
+			}
+			expect("moved back", true, false)
+			if _, err := listMounts(); f.whole != whole && !errors.Is(err, unix.ENOSYS) {
+				t.Errorf("the whole table was read although mounts are listed: %v", err)
+			}
+		})
+	}
+}
+
+// BenchmarkForeignAfterChange is what a start pays for volumes on a node with 2,000 mounts, of which one is new.
+func BenchmarkForeignAfterChange(b *testing.B) {
+	for _, whole := range []bool{false, true} {
+		b.Run(fmt.Sprintf("whole table %v", whole), func(b *testing.B) {
+			f, err := NewForeign()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer f.Close()
+			f.whole = whole
+			change := func() {
+				dir := b.TempDir()
+				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+			}
+			for range 2000 {
+				change()
+			}
+			for b.Loop() {
+				b.StopTimer()
+				change()
+				b.StartTimer()
+				if _, _, err := f.Crosses("/"); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
