@@ -68,7 +68,7 @@ func rootOf(suite, security string, packages ...string) recipe {
 	t := tree{suite: suite, variant: "minbase", packages: append(packages, rootPackages...),
 		options: []string{"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"}}
 	if security == "selinux" {
-		t.options = append(t.options, "--customize-hook=chroot \"$1\" sh -c '"+labelFiles+"'")
+		t.options = append(t.options, "--customize-hook=chroot \"$1\" sh -c '"+addPolicy+labelFiles+"'")
 	}
 	return recipe{name: "root-" + security, inputs: append(t.inputs(), rootSize), make: func(ctx context.Context, dir string) error {
 		root := filepath.Join(dir, "root")
@@ -81,6 +81,22 @@ func rootOf(suite, security string, packages ...string) recipe {
 		return os.RemoveAll(root)
 	}}
 }
+
+// addPolicy adds to Debian's policy what a package of criserver would bring. There is no domain for it yet: it runs as the
+// script that starts it, whose type may do all, as may the iptables that it calls. Containers are confined.
+const addPolicy = `cat >/tmp/vm.cil <<END &&
+(typeattributeset cil_gen_require initrc_t)
+(typeattributeset cil_gen_require iptables_t)
+(typeattributeset cil_gen_require container_t)
+(typeattributeset cil_gen_require spc_t)
+(typepermissive initrc_t)
+(typepermissive iptables_t)
+(allow container_t initrc_t (fd (use)))
+(allow container_t initrc_t (process (sigchld)))
+(allow spc_t initrc_t (fd (use)))
+END
+semodule -n -i /tmp/vm.cil && rm /tmp/vm.cil &&
+`
 
 // labelFiles gives the files of a root the labels of its policy. The kernel's command line says whether that is enforced.
 const labelFiles = `printf "SELINUX=permissive\nSELINUXTYPE=default\n" >/etc/selinux/config &&
