@@ -144,9 +144,16 @@ func TestRealDeathOfPause(t *testing.T) {
 	r.must(unix.Kill(st.Pid, unix.SIGKILL))
 	ended := r.exited(id)
 	want(t, "code", ended.ExitCode, int32(137))
-	st, err = r.s.PodStatus(pod)
-	r.must(err)
-	want(t, "pod", st.State, PodNotReady)
+	for deadline := time.Now().Add(20 * time.Second); ; <-time.After(time.Millisecond) { // it is told beside the container's end
+		st, err = r.s.PodStatus(pod)
+		r.must(err)
+		if st.State == PodNotReady {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("pod: got %v, want %v", st.State, PodNotReady)
+		}
+	}
 	r.must(r.s.RemovePod(t.Context(), pod))
 }
 
