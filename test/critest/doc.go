@@ -8,6 +8,6 @@
 // There is one file a subject. After every test the oracle (package test/leak, and oracle_test.go for the daemon's
 // descriptors) compares the system with what it was before. Image rows run against both layer stores.
 //
-// `go test ./test/critest` as root; docs/conformance.md says what is covered. The Debian image is made once with mmdebstrap
+// `go test ./test/critest` as root; docs/testing.md says what is covered. The Debian image is made once with mmdebstrap
 // and kept in the user's cache directory; without mmdebstrap or a mirror its rows are skipped.
 package critest
