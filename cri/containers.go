@@ -65,8 +65,17 @@ func (h *runtimeHandlers) ContainerStatus(_ context.Context, r *runtimev1.Contai
 	if err != nil {
 		return nil, err
 	}
+	response := &runtimev1.ContainerStatusResponse{Status: containerStatus(c)}
+	if r.GetVerbose() {
+		response.Info, err = verbose(map[string]any{"pid": c.Pid, "sandboxID": c.Pod, "config": c.Config()})
+	}
+	return response, err
+}
+
+// containerStatus is a container as its status and the events of its pod tell.
+func containerStatus(c *sandbox.ContainerStatus) *runtimev1.ContainerStatus {
 	config := c.Config()
-	response := &runtimev1.ContainerStatusResponse{Status: &runtimev1.ContainerStatus{
+	return &runtimev1.ContainerStatus{
 		Id:          string(c.ID),
 		Metadata:    c.Metadata,
 		State:       containerState(c.State),
@@ -86,35 +95,23 @@ func (h *runtimeHandlers) ContainerStatus(_ context.Context, r *runtimev1.Contai
 		Resources:   &runtimev1.ContainerResources{Linux: config.GetLinux().GetResources()},
 		User:        containerUser(c.User),
 		StopSignal:  stopSignal(c.StopSignal),
-	}}
-	if r.GetVerbose() {
-		response.Info, err = verbose(map[string]any{"pid": c.Pid, "sandboxID": c.Pod, "config": config})
 	}
-	return response, err
 }
 
-func (h *runtimeHandlers) ListContainers(_ context.Context, r *runtimev1.ListContainersRequest) (*runtimev1.ListContainersResponse, error) {
-	containers := h.serving().Containers.ListContainers()
-	response := &runtimev1.ListContainersResponse{Containers: make([]*runtimev1.Container, 0, len(containers))}
-	for _, c := range containers {
-		state := containerState(c.State)
-		if !containerMatches(r.GetFilter(), string(c.ID), string(c.Pod), state, c.Labels) {
-			continue
-		}
-		response.Containers = append(response.Containers, &runtimev1.Container{
-			Id:           string(c.ID),
-			PodSandboxId: string(c.Pod),
-			Metadata:     c.Metadata,
-			Image:        statusImage(c.Image),
-			ImageRef:     c.ImageRef,
-			ImageId:      c.ImageID,
-			State:        state,
-			CreatedAt:    nanos(c.CreatedAt),
-			Labels:       c.Labels,
-			Annotations:  c.Annotations,
-		})
+// listedContainer is a container as lists have it.
+func listedContainer(c *sandbox.ContainerStatus) *runtimev1.Container {
+	return &runtimev1.Container{
+		Id:           string(c.ID),
+		PodSandboxId: string(c.Pod),
+		Metadata:     c.Metadata,
+		Image:        statusImage(c.Image),
+		ImageRef:     c.ImageRef,
+		ImageId:      c.ImageID,
+		State:        containerState(c.State),
+		CreatedAt:    nanos(c.CreatedAt),
+		Labels:       c.Labels,
+		Annotations:  c.Annotations,
 	}
-	return response, nil
 }
 
 func containerState(s sandbox.ContainerState) runtimev1.ContainerState {

@@ -21,20 +21,6 @@ func (h *imageHandlers) PullImage(ctx context.Context, r *runtimev1.PullImageReq
 	return &runtimev1.PullImageResponse{ImageRef: id}, err
 }
 
-func (h *imageHandlers) ListImages(_ context.Context, r *runtimev1.ListImagesRequest) (*runtimev1.ListImagesResponse, error) {
-	response := &runtimev1.ListImagesResponse{}
-	if ref := r.GetFilter().GetImage().GetImage(); ref != "" {
-		if img, ok := h.serving().Images.Status(ref); ok {
-			response.Images = append(response.Images, image(img))
-		}
-		return response, nil
-	}
-	for _, img := range h.serving().Images.List() {
-		response.Images = append(response.Images, image(img))
-	}
-	return response, nil
-}
-
 // ImageStatus answers without an image where there is none.
 func (h *imageHandlers) ImageStatus(_ context.Context, r *runtimev1.ImageStatusRequest) (*runtimev1.ImageStatusResponse, error) {
 	if err := validateImage(r.GetImage(), h.handlers); err != nil {

@@ -19,6 +19,9 @@ import (
 // early are the RPCs that are answered before Start.
 var early = map[string]bool{"Version": true, "Status": true, "RuntimeConfig": true, "UpdateRuntimeConfig": true}
 
+// lasting are the RPCs that take as long as their clients want.
+var lasting = map[string]bool{"GetContainerEvents": true}
+
 // intercept makes an operation of every RPC, turns its error and panic into a status, and writes its log line.
 func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	method := path.Base(info.FullMethod)
@@ -41,16 +44,35 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 	return response, nil
 }
 
-// interceptStream does the same for streams, of which none is served yet.
-func (s *Server) interceptStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return toStatus(stage.Protect(func() error { return handler(srv, stream) }), nil)
+// interceptStream does the same for streams. What they are about is in messages that come later.
+func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if s.serving() == nil {
+		return toStatus(errStarting, nil)
+	}
+	ctx, op := s.config.Recorder.Start(stream.Context(), path.Base(info.FullMethod), "")
+	err := stage.Protect(func() error { return handler(srv, inOperation{stream, ctx}) })
+	if gone := ctx.Err(); err != nil && gone != nil {
+		err = gone // and not what sending to nobody says
+	}
+	answer := toStatus(err, nil)
+	op.End(answer)
+	s.report(ctx, op.Record(), err, answer)
+	return answer
 }
+
+// inOperation is a stream whose context belongs to an operation.
+type inOperation struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s inOperation) Context() context.Context { return s.ctx }
 
 // report writes one line about an RPC: a warning if it failed, a note if it was slow, else only for debugging.
 // What a client may ask for in vain as a matter of course, and clients that went away, are no reason to warn.
 func (s *Server) report(ctx context.Context, r stage.Record, err, answer error) {
 	level, text := slog.LevelDebug, "rpc"
-	slow := s.config.Slow > 0 && r.Took > s.config.Slow
+	slow := s.config.Slow > 0 && r.Took > s.config.Slow && !lasting[r.Name]
 	if slow {
 		level, text = slog.LevelInfo, "rpc was slow"
 	}

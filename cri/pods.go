@@ -40,43 +40,39 @@ func (h *runtimeHandlers) PodSandboxStatus(_ context.Context, r *runtimev1.PodSa
 	if err != nil {
 		return nil, err
 	}
-	config := pod.Config()
-	response := &runtimev1.PodSandboxStatusResponse{Status: &runtimev1.PodSandboxStatus{
+	response := &runtimev1.PodSandboxStatusResponse{Status: podStatus(pod)}
+	if r.GetVerbose() {
+		response.Info, err = verbose(map[string]any{"pid": pod.Pid, "runtimeHandler": pod.Handler, "config": pod.Config()})
+	}
+	return response, err
+}
+
+// podStatus is a pod as its status and its events tell.
+func podStatus(pod *sandbox.PodStatus) *runtimev1.PodSandboxStatus {
+	return &runtimev1.PodSandboxStatus{
 		Id:             string(pod.ID),
 		Metadata:       pod.Metadata,
 		State:          podState(pod.State),
 		CreatedAt:      nanos(pod.CreatedAt),
 		Network:        podNetwork(pod),
-		Linux:          &runtimev1.LinuxPodSandboxStatus{Namespaces: &runtimev1.Namespace{Options: podNamespaces(config)}},
+		Linux:          &runtimev1.LinuxPodSandboxStatus{Namespaces: &runtimev1.Namespace{Options: podNamespaces(pod.Config())}},
 		Labels:         pod.Labels,
 		Annotations:    pod.Annotations,
 		RuntimeHandler: pod.Handler,
-	}}
-	if r.GetVerbose() {
-		response.Info, err = verbose(map[string]any{"pid": pod.Pid, "runtimeHandler": pod.Handler, "config": config})
 	}
-	return response, err
 }
 
-func (h *runtimeHandlers) ListPodSandbox(_ context.Context, r *runtimev1.ListPodSandboxRequest) (*runtimev1.ListPodSandboxResponse, error) {
-	pods := h.serving().Pods.ListPods()
-	response := &runtimev1.ListPodSandboxResponse{Items: make([]*runtimev1.PodSandbox, 0, len(pods))}
-	for _, pod := range pods {
-		state := podState(pod.State)
-		if !podMatches(r.GetFilter(), string(pod.ID), state, pod.Labels) {
-			continue
-		}
-		response.Items = append(response.Items, &runtimev1.PodSandbox{
-			Id:             string(pod.ID),
-			Metadata:       pod.Metadata,
-			State:          state,
-			CreatedAt:      nanos(pod.CreatedAt),
-			Labels:         pod.Labels,
-			Annotations:    pod.Annotations,
-			RuntimeHandler: pod.Handler,
-		})
+// listedPod is a pod as lists have it.
+func listedPod(pod *sandbox.PodStatus) *runtimev1.PodSandbox {
+	return &runtimev1.PodSandbox{
+		Id:             string(pod.ID),
+		Metadata:       pod.Metadata,
+		State:          podState(pod.State),
+		CreatedAt:      nanos(pod.CreatedAt),
+		Labels:         pod.Labels,
+		Annotations:    pod.Annotations,
+		RuntimeHandler: pod.Handler,
 	}
-	return response, nil
 }
 
 func podState(s sandbox.PodState) runtimev1.PodSandboxState {
