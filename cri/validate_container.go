@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"tags.cncf.io/container-device-interface/pkg/parser"
 )
 
 func validateCreateContainer(r *runtimev1.CreateContainerRequest, handlers []string) error {
@@ -35,8 +36,10 @@ func validateCreateContainer(r *runtimev1.CreateContainerRequest, handlers []str
 	for i, d := range c.GetDevices() {
 		f.device(index("config.devices", i), d)
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		f.add("config.CDI_devices", "CDI devices are not supported")
+	for i, d := range c.GetCDIDevices() {
+		if !parser.IsQualifiedName(d.GetName()) {
+			f.add(index("config.CDI_devices", i)+".name", "%q is not of the form vendor.com/class=name", d.GetName())
+		}
 	}
 	if c.GetLogPath() != "" {
 		f.inside("config.log_path", c.GetLogPath())

@@ -194,7 +194,7 @@ func TestValidateCreateContainer(t *testing.T) {
 		{"image sub path without image", `{"mounts":[{"containerPath":"/a","hostPath":"/b","imageSubPath":"x"}]}`, []string{"config.mounts[2].image_sub_path: needs an image"}},
 		{"device", `{"devices":[{"hostPath":"fuse","containerPath":"/dev/../x","permissions":"rx"}]}`,
 			[]string{"config.devices[1].host_path: ", "config.devices[1].container_path: ", "config.devices[1].permissions: "}},
-		{"CDI", `{"CDIDevices":[{"name":"vendor.com/gpu=0"}]}`, []string{"config.CDI_devices: "}},
+		{"CDI", `{"CDIDevices":[{"name":"vendor.com/gpu=0"},{"name":"gpu"}]}`, []string{"config.CDI_devices[1].name: "}},
 		{"log path that climbs", `{"logPath":"../../etc/passwd"}`, []string{"config.log_path: "}},
 		{"absolute log path", `{"logPath":"/etc/passwd"}`, []string{"config.log_path: \"/etc/passwd\" must be relative"}},
 		{"capability", `{"linux":{"securityContext":{"capabilities":{"addCapabilities":["net admin"]}}}}`, []string{`capabilities.add_capabilities[1]: "net admin"`}},

@@ -157,6 +157,9 @@ func newRecord(cc ContainerConfig) (record, error) {
 	if cc.Spec == nil || cc.Spec.Process == nil || cc.Spec.Linux == nil {
 		return record{}, errors.New("spec lacks process or linux")
 	}
+	if err := checkFields(cc.Spec); err != nil {
+		return record{}, err
+	}
 	filter, err := compileFilter(cc.Spec.Linux.Seccomp)
 	if err != nil {
 		return record{}, err

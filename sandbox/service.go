@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/ociruntime/cdi"
 	"github.com/criserver/criserver/ociruntime/selinux"
 	"github.com/criserver/criserver/ociruntime/specgen"
 	"github.com/criserver/criserver/sandbox/ledger"
@@ -66,6 +67,7 @@ type Config struct {
 	Network Network
 	Roots   func() []string // the containers that have a root, known or not; nil: nobody can tell
 
+	CDI        *cdi.Registry     // nil: no container can ask for a CDI device
 	AppArmor   *specgen.AppArmor // nil: not used
 	SELinux    *selinux.Host     // nil: not used
 	Categories int               // of SELinux, for the levels of pods; at least 2 if it is used

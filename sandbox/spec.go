@@ -14,6 +14,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/cdi"
 	"github.com/criserver/criserver/ociruntime/cgroup"
 	"github.com/criserver/criserver/ociruntime/kernel"
 	"github.com/criserver/criserver/ociruntime/specgen"
@@ -90,7 +91,30 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 	if err != nil {
 		return err
 	}
+	if err := s.injectDevices(b); err != nil {
+		return err
+	}
 	u := b.spec.Process.User
 	b.status.Load().User = User{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids} // nobody else has seen it yet
 	return nil
+}
+
+// injectDevices adds the CDI devices that the request names, in its field or in annotations, each once.
+func (s *Service) injectDevices(b *building) error {
+	names := make([]string, 0, len(b.config.CDIDevices))
+	for _, d := range b.config.CDIDevices {
+		names = append(names, d.Name)
+	}
+	annotated, err := cdi.Annotated(b.config.Annotations)
+	if err != nil {
+		return fmt.Errorf("%w: container config: %w", ErrInvalid, err)
+	}
+	names = cdi.Distinct(names, annotated)
+	if len(names) == 0 {
+		return nil
+	}
+	if s.config.CDI == nil {
+		return fmt.Errorf("%w: container config: CDI_devices: %s asked for, but CDI is not configured", ErrInvalid, names[0])
+	}
+	return s.config.CDI.Inject(b.spec, names)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/cdi"
 	"github.com/criserver/criserver/ociruntime/cgroup"
 	"github.com/criserver/criserver/ociruntime/kernel"
 	"github.com/criserver/criserver/ociruntime/selinux"
@@ -71,10 +72,14 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		if err != nil {
 			return err
 		}
+		devices, err := n.assembleCDI()
+		if err != nil {
+			return err
+		}
 		pods, err := sandbox.New(ctx, sandbox.Config{
 			StateDir: config.State, RootDir: config.Root, LineMax: config.Container.LogLineMax,
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
-			AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
+			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
 			Recorder: recorder, Log: log,
 		})
 		if err != nil {
@@ -94,6 +99,13 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		return nil
 	}
 	return n, nil
+}
+
+func (n *node) assembleCDI() (*cdi.Registry, error) {
+	if len(n.config.CDI.SpecDirs) == 0 {
+		return nil, nil
+	}
+	return cdi.New(n.config.CDI.SpecDirs)
 }
 
 // pauseParent is the cgroup of all pauses with pause_cgroup = "runtime". It stays as long as one of them does.

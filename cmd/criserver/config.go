@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/criserver/criserver/ociruntime/apparmor"
+	"github.com/criserver/criserver/ociruntime/cdi"
 )
 
 // Config is the whole configuration: defaults, then the file, then flags. It is plain data, read once, and passed on in
@@ -20,6 +21,7 @@ type Config struct {
 
 	Log       Log       `toml:"log" comment:"Messages of criserver on standard error."`
 	Container Container `toml:"container" comment:"Containers."`
+	CDI       CDI       `toml:"cdi" comment:"Devices that vendors describe in files (Container Device Interface)."`
 	CNI       CNI       `toml:"cni" comment:"Network plugins and their configuration."`
 	Network   Network   `toml:"network" comment:"The network of pods where the CNI directory has no configuration."`
 	Images    Images    `toml:"images" comment:"Images and layers."`
@@ -36,6 +38,11 @@ type Log struct {
 // Container configures containers.
 type Container struct {
 	LogLineMax int `toml:"log_line_max" comment:"Bytes of one line of container output; longer ones are split and marked partial."`
+}
+
+// CDI says where devices are described.
+type CDI struct {
+	SpecDirs []string `toml:"spec_dirs" comment:"Directories of .yaml and .json files; of a device that several describe, the one in the later directory counts. Empty: no CDI."`
 }
 
 // CNI says where plugins and their configuration are.
@@ -97,6 +104,7 @@ func defaultConfig() Config {
 		CertsDirs:    []string{"/etc/criserver/certs.d", "/etc/containerd/certs.d"},
 		Log:          Log{Level: "info", Format: "text", Slow: Duration(2 * time.Second)},
 		Container:    Container{LogLineMax: 16384},
+		CDI:          CDI{SpecDirs: cdi.DefaultDirs()},
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},
 		Images:       Images{Store: "auto"},

@@ -43,6 +43,7 @@ func validate(c *Config) []string {
 		absolute("pause", c.Pause)
 	}
 	absolute("certs_dirs", c.CertsDirs...)
+	absolute("cdi.spec_dirs", c.CDI.SpecDirs...)
 	absolute("cni.conf_dir", c.CNI.ConfDir)
 	absolute("cni.bin_dirs", c.CNI.BinDirs...)
 	oneOf("cgroup_driver", c.CgroupDriver, "auto", "cgroupfs", "systemd")
@@ -101,6 +102,9 @@ func (c *Config) settle() {
 	c.Root, c.State = filepath.Clean(c.Root), filepath.Clean(c.State)
 	if c.CertsDirs == nil {
 		c.CertsDirs = []string{}
+	}
+	if c.CDI.SpecDirs == nil {
+		c.CDI.SpecDirs = []string{}
 	}
 	if c.CNI.BinDirs == nil {
 		c.CNI.BinDirs = []string{}

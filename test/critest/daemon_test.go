@@ -49,6 +49,7 @@ func (d *daemon) state() string  { return filepath.Join(d.dir, "state") }
 func (d *daemon) socket() string { return "unix://" + filepath.Join(d.dir, "sock") }
 func (d *daemon) config() string { return filepath.Join(d.dir, "config.toml") }
 func (d *daemon) certs() string  { return filepath.Join(d.dir, "certs.d") }
+func (d *daemon) cdiDir() string { return filepath.Join(d.dir, "cdi") }
 func (d *daemon) cniDir() string { return filepath.Join(d.dir, "net.d") }
 func (d *daemon) plugins() string {
 	return filepath.Join(d.dir, "plugins") // before those that come with criserver
@@ -73,7 +74,7 @@ func newDaemon(name, store string) (*daemon, error) {
 func makeDaemon(name, store string) (*daemon, error) {
 	n := len(daemons)
 	d := &daemon{name: name, dir: filepath.Join(suite.dir, name), bridge: fmt.Sprintf("critest%d", n)}
-	for _, dir := range []string{d.dir, d.root(), d.certs(), d.cniDir(), d.plugins()} {
+	for _, dir := range []string{d.dir, d.root(), d.certs(), d.cdiDir(), d.cniDir(), d.plugins()} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return nil, err
 		}
@@ -86,6 +87,8 @@ pause = %q
 certs_dirs = [%q]
 [log]
 level = "debug"
+[cdi]
+spec_dirs = [%q]
 [cni]
 conf_dir = %q
 bin_dirs = [%q, %q]
@@ -94,7 +97,7 @@ bridge = %q
 subnets = ["10.99.%d.0/24", "fd99:%d::/64"]
 [images]
 store = %q
-`, suite.driver, d.socket(), d.root(), d.state(), filepath.Join(suite.dir, "bin", "pause"), d.certs(), d.cniDir(), d.plugins(), filepath.Join(suite.dir, "bin", "cni"),
+`, suite.driver, d.socket(), d.root(), d.state(), filepath.Join(suite.dir, "bin", "pause"), d.certs(), d.cdiDir(), d.cniDir(), d.plugins(), filepath.Join(suite.dir, "bin", "cni"),
 		d.bridge, n, n, store)
 	if err := os.WriteFile(d.config(), []byte(text), 0o644); err != nil {
 		return nil, err

@@ -110,7 +110,7 @@ func TestBadContainers(t *testing.T) {
 		{"capability", func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"no way"}}
 		}, codes.InvalidArgument, "add_capabilities[0]"},
-		{"CDI device", func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{Name: "a.b/c=d"}} }, codes.InvalidArgument, "CDI_devices"},
+		{"CDI device", func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{Name: "a.b/c"}} }, codes.InvalidArgument, "config.CDI_devices[0].name"},
 		{"target that is not there", func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_TARGET, TargetId: strings.Repeat("3", 64)}
 		}, codes.InvalidArgument, "namespace_options.target_id: container " + strings.Repeat("3", 64)},
