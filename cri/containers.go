@@ -11,7 +11,7 @@ import (
 )
 
 func (h *runtimeHandlers) CreateContainer(ctx context.Context, r *runtimev1.CreateContainerRequest) (*runtimev1.CreateContainerResponse, error) {
-	if err := validateCreateContainer(r, h.handlers); err != nil {
+	if err := validateCreateContainer(r, h.handlers()); err != nil {
 		return nil, err
 	}
 	id, err := h.serving().Containers.CreateContainer(ctx, sandbox.ID(r.GetPodSandboxId()), r.GetConfig(), r.GetSandboxConfig())

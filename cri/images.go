@@ -13,7 +13,7 @@ import (
 )
 
 func (h *imageHandlers) PullImage(ctx context.Context, r *runtimev1.PullImageRequest) (*runtimev1.PullImageResponse, error) {
-	request, err := pullRequest(r, h.handlers)
+	request, err := pullRequest(r, h.handlers())
 	if err != nil {
 		return nil, err
 	}
@@ -23,7 +23,7 @@ func (h *imageHandlers) PullImage(ctx context.Context, r *runtimev1.PullImageReq
 
 // ImageStatus answers without an image where there is none.
 func (h *imageHandlers) ImageStatus(_ context.Context, r *runtimev1.ImageStatusRequest) (*runtimev1.ImageStatusResponse, error) {
-	if err := validateImage(r.GetImage(), h.handlers); err != nil {
+	if err := validateImage(r.GetImage(), h.handlers()); err != nil {
 		return nil, err
 	}
 	img, ok := h.serving().Images.Status(r.GetImage().GetImage())
@@ -39,7 +39,7 @@ func (h *imageHandlers) ImageStatus(_ context.Context, r *runtimev1.ImageStatusR
 }
 
 func (h *imageHandlers) RemoveImage(ctx context.Context, r *runtimev1.RemoveImageRequest) (*runtimev1.RemoveImageResponse, error) {
-	if err := validateImage(r.GetImage(), h.handlers); err != nil {
+	if err := validateImage(r.GetImage(), h.handlers()); err != nil {
 		return nil, err
 	}
 	return &runtimev1.RemoveImageResponse{}, h.serving().Images.Remove(ctx, r.GetImage().GetImage())

@@ -29,7 +29,8 @@ func (h *runtimeHandlers) Status(_ context.Context, r *runtimev1.StatusRequest) 
 			MountOptions:              h.config.Features.MountOptions,
 		},
 	}
-	for _, handler := range h.config.Handlers {
+	settings := h.settings.Load()
+	for _, handler := range settings.Handlers {
 		response.RuntimeHandlers = append(response.RuntimeHandlers, &runtimev1.RuntimeHandler{
 			Name: handler.Name,
 			Features: &runtimev1.RuntimeHandlerFeatures{
@@ -41,8 +42,8 @@ func (h *runtimeHandlers) Status(_ context.Context, r *runtimev1.StatusRequest) 
 		return response, nil
 	}
 	response.Info = map[string]string{}
-	if h.config.Effective != nil {
-		response.Info["config"] = string(h.config.Effective)
+	if settings.Effective != nil {
+		response.Info["config"] = string(settings.Effective)
 	}
 	if h.config.Recorder != nil {
 		var operations bytes.Buffer

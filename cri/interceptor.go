@@ -72,7 +72,8 @@ func (s inOperation) Context() context.Context { return s.ctx }
 // What a client may ask for in vain as a matter of course, and clients that went away, are no reason to warn.
 func (s *Server) report(ctx context.Context, r stage.Record, err, answer error) {
 	level, text := slog.LevelDebug, "rpc"
-	slow := s.config.Slow > 0 && r.Took > s.config.Slow && !lasting[r.Name]
+	limit := s.settings.Load().Slow
+	slow := limit > 0 && r.Took > limit && !lasting[r.Name]
 	if slow {
 		level, text = slog.LevelInfo, "rpc was slow"
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 func (h *runtimeHandlers) RunPodSandbox(ctx context.Context, r *runtimev1.RunPodSandboxRequest) (*runtimev1.RunPodSandboxResponse, error) {
-	if err := validateRunPod(r, h.handlers); err != nil {
+	if err := validateRunPod(r, h.handlers()); err != nil {
 		return nil, err
 	}
 	id, err := h.serving().Pods.RunPod(ctx, r.GetConfig(), r.GetRuntimeHandler())

@@ -16,12 +16,17 @@ import (
 type Config struct {
 	Version      string // of criserver
 	CgroupDriver runtimev1.CgroupDriver
-	Handlers     []Handler // must have one with the empty name
 	Features     Features
-	Effective    json.RawMessage // the daemon's configuration, for verbose status; nil: none
-	Slow         time.Duration   // RPCs that take longer are logged with their stages; 0: none is
 	Recorder     *stage.Recorder // nil: none
 	Log          *slog.Logger
+	Settings     // those that New begins with
+}
+
+// Settings are what can change while the server serves; see Configure.
+type Settings struct {
+	Handlers  []Handler       // must have one with the empty name, in the order in which Status shows them
+	Effective json.RawMessage // the daemon's configuration, for verbose status; nil: none
+	Slow      time.Duration   // RPCs that take longer are logged with their stages; 0: none is
 }
 
 // Handler is a runtime handler and what it can do on this kernel.
@@ -49,17 +54,27 @@ type Services struct {
 // Server serves both CRI services.
 type Server struct {
 	config   Config
-	handlers []string
+	settings atomic.Pointer[Settings]
 	services atomic.Pointer[Services] // nil until Start
 }
 
 // New returns a server that answers Version, Status, RuntimeConfig and UpdateRuntimeConfig, and Unavailable to the rest.
 func New(config Config) *Server {
 	s := &Server{config: config}
-	for _, h := range config.Handlers {
-		s.handlers = append(s.handlers, h.Name)
-	}
+	s.Configure(config.Settings)
 	return s
+}
+
+// Configure replaces the settings. RPCs that run may still go by the earlier ones.
+func (s *Server) Configure(settings Settings) { s.settings.Store(&settings) }
+
+// handlers are the names of the runtime handlers.
+func (s *Server) handlers() []string {
+	var names []string
+	for _, h := range s.settings.Load().Handlers {
+		names = append(names, h.Name)
+	}
+	return names
 }
 
 // Start lets the server answer everything. It is called once.

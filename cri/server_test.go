@@ -142,9 +142,8 @@ func newClient(t *testing.T, change ...func(*Config)) *client {
 	c := &client{back: &backend{}, log: &bytes.Buffer{}, rec: stage.NewRecorder(8)}
 	config := Config{
 		Version: "1.2.3", CgroupDriver: runtimev1.CgroupDriver_CGROUPFS,
-		Handlers:  []Handler{{Name: "", RecursiveReadOnly: true, UserNamespaces: true}},
-		Features:  Features{SupplementalGroupsPolicy: true, MountOptions: true},
-		Effective: []byte(`{"Root":"/r"}`), Recorder: c.rec,
+		Settings: Settings{Handlers: []Handler{{Name: "", RecursiveReadOnly: true, UserNamespaces: true}}, Effective: []byte(`{"Root":"/r"}`)},
+		Features: Features{SupplementalGroupsPolicy: true, MountOptions: true}, Recorder: c.rec,
 		Log: slog.New(slog.NewTextHandler(c.log, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 	for _, f := range change {

@@ -8,6 +8,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/rlimit"
 )
 
 const pauseOOMScore = -998 // what the kubelet expects of a sandbox process
@@ -66,4 +68,27 @@ func (r *Runtime) adjust(pid int) {
 			r.config.Log.Debug("cannot raise a limit of pause", "pid", pid, "limit", own.Type, "error", err)
 		}
 	}
+}
+
+// Ceiling is how far containers can be given limits of processes, by type: no further than the hard ones that pause has,
+// unless criserver has CAP_SYS_RESOURCE and they are in no user namespace; nil is no ceiling.
+func Ceiling(userNS bool) (map[string]uint64, error) {
+	caps, err := readCapabilities()
+	if err != nil {
+		return nil, err
+	}
+	able := caps.permitted&(1<<unix.CAP_SYS_RESOURCE) != 0
+	if able && !userNS {
+		return nil, nil
+	}
+	ceiling, err := rlimit.Own()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range raised {
+		if able {
+			ceiling[r.name] = max(ceiling[r.name], r.to)
+		}
+	}
+	return ceiling, nil
 }

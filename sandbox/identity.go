@@ -73,7 +73,7 @@ func checkPodConfig(c *runtimev1.PodSandboxConfig) error {
 	case len(c.Hostname) > maxHostname:
 		return fmt.Errorf("%w: pod config: hostname %q is longer than %d bytes", ErrInvalid, c.Hostname, maxHostname)
 	}
-	if _, err := specgen.PodSysctls(c); err != nil {
+	if _, err := specgen.PodSysctls(c, &specgen.Handler{}); err != nil {
 		return fmt.Errorf("%w: pod config: %w", ErrInvalid, err)
 	}
 	return nil

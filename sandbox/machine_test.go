@@ -12,6 +12,7 @@ import (
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/ociruntime/specgen"
 	"github.com/criserver/criserver/stage"
 )
 
@@ -45,7 +46,7 @@ func (m *machine) start(boundary func(string)) {
 // service is a criserver that has not looked at the node yet.
 func (m *machine) service(boundary func(string)) *Service {
 	m.t.Helper()
-	s, err := newService(Config{StateDir: m.dir + "/state", RootDir: m.dir + "/root", NetNSDir: m.dir, Handlers: []string{"fast"},
+	s, err := newService(Config{StateDir: m.dir + "/state", RootDir: m.dir + "/root", NetNSDir: m.dir, Handlers: twoHandlers(),
 		BootID: m.boot, Runtime: m, Images: m, Network: m, Roots: m.rootIDs, Layers: m, Recorder: m.recorder, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		m.t.Fatal(err)
@@ -158,4 +159,11 @@ func (m *machine) status(id ContainerID) *ContainerStatus {
 		m.t.Fatal(err)
 	}
 	return st
+}
+
+// twoHandlers are the one that always is, and "fast".
+func twoHandlers() map[string]*specgen.Handler {
+	plain, fast := specgen.DefaultHandler(), specgen.DefaultHandler()
+	fast.PidsLimit = 7
+	return map[string]*specgen.Handler{"": &plain, "fast": &fast}
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/criserver/criserver/ociruntime/specgen"
 )
 
 // podPhase is where a pod is in its life. It is stored in records: a value may be added, none renamed.
@@ -39,8 +41,9 @@ type pod struct {
 	s           *Service
 	id          ID
 	spec        *podSpec
-	handler     string
-	fingerprint string // of the request
+	handler     string           // as asked for
+	gives       *specgen.Handler // what it was when the pod was made
+	fingerprint string           // of the request
 	createdAt   time.Time
 	level       string // SELinux, shared by its containers; "": none
 	bootID      string // of the boot in which it was made

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,16 +25,17 @@ const (
 
 // podRecord is a pod on disk. It outlives upgrades: a field may be added, none may change its meaning.
 type podRecord struct {
-	ID          ID           `json:"id"`
-	BootID      string       `json:"bootID"`
-	Phase       podPhase     `json:"phase"`
-	Fingerprint string       `json:"fingerprint"`
-	Handler     string       `json:"handler,omitempty"`
-	CreatedAt   time.Time    `json:"createdAt"`
-	Doomed      bool         `json:"doomed,omitempty"`
-	IPs         []netip.Addr `json:"ips,omitempty"`
-	Level       string       `json:"selinuxLevel,omitempty"`
-	Config      []byte       `json:"config"` // runtimev1.PodSandboxConfig, marshalled
+	ID          ID              `json:"id"`
+	BootID      string          `json:"bootID"`
+	Phase       podPhase        `json:"phase"`
+	Fingerprint string          `json:"fingerprint"`
+	Handler     string          `json:"handler,omitempty"`
+	Gives       json.RawMessage `json:"gives,omitempty"` // specgen.Handler
+	CreatedAt   time.Time       `json:"createdAt"`
+	Doomed      bool            `json:"doomed,omitempty"`
+	IPs         []netip.Addr    `json:"ips,omitempty"`
+	Level       string          `json:"selinuxLevel,omitempty"`
+	Config      []byte          `json:"config"` // runtimev1.PodSandboxConfig, marshalled
 }
 
 // containerRecord is a container on disk; see podRecord.
@@ -63,8 +65,12 @@ func (p *pod) write() error {
 	if err != nil {
 		return fmt.Errorf("encode the config of pod %s: %w", p.id, err)
 	}
+	gives, err := json.Marshal(p.gives)
+	if err != nil {
+		return fmt.Errorf("encode the runtime handler of pod %s: %w", p.id, err)
+	}
 	return record.Write(filepath.Join(p.dir(), podRecordName), podRecord{
-		ID: p.id, BootID: p.bootID, Phase: p.phase, Fingerprint: p.fingerprint, Handler: p.handler,
+		ID: p.id, BootID: p.bootID, Phase: p.phase, Fingerprint: p.fingerprint, Handler: p.handler, Gives: gives,
 		CreatedAt: p.createdAt, Doomed: p.doomed, IPs: p.ips, Level: p.level, Config: config,
 	})
 }
@@ -109,6 +115,9 @@ func (s *Service) readPod(id ID) (*pod, error) {
 	}
 	spec, err := newPodSpec(config)
 	if err != nil {
+		return nil, err
+	}
+	if p.gives, err = s.storedHandler(r.Handler, r.Gives); err != nil {
 		return nil, err
 	}
 	p.spec, p.handler, p.fingerprint, p.createdAt, p.bootID = spec, r.Handler, r.Fingerprint, r.CreatedAt, r.BootID

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -36,8 +35,12 @@ func (s *Service) RunPod(ctx context.Context, config *runtimev1.PodSandboxConfig
 	if err := checkPodConfig(config); err != nil {
 		return "", err
 	}
-	if handler != "" && !slices.Contains(s.config.Handlers, handler) {
-		return "", fmt.Errorf("%w: runtime handler %q is not configured", ErrInvalid, handler)
+	gives, err := s.handler(handler)
+	if err != nil {
+		return "", err
+	}
+	if _, err := specgen.ShmSize(config, gives); err != nil {
+		return "", fmt.Errorf("%w: pod config: %w", ErrInvalid, err)
 	}
 	print, err := fingerprint(handler, config)
 	if err != nil {
@@ -47,7 +50,7 @@ func (s *Service) RunPod(ctx context.Context, config *runtimev1.PodSandboxConfig
 	work.Start = func(ctx context.Context) (ID, error) {
 		asked := config
 		config = nil // the group keeps this function as long as the pod lives
-		return s.runPod(ctx, asked, handler, print)
+		return s.runPod(ctx, asked, &pod{s: s, handler: handler, gives: gives, fingerprint: print})
 	}
 	return s.runs.Join(ctx, podKey(config.Metadata), print, work)
 }
@@ -60,13 +63,12 @@ func (s *Service) podWork() stage.Work[ID] {
 	}}
 }
 
-func (s *Service) runPod(ctx context.Context, config *runtimev1.PodSandboxConfig, handler, print string) (ID, error) {
-	spec, err := newPodSpec(config)
-	if err != nil {
+// runPod makes p, of which that is decided what its request says beside its config.
+func (s *Service) runPod(ctx context.Context, config *runtimev1.PodSandboxConfig, p *pod) (_ ID, err error) {
+	if p.spec, err = newPodSpec(config); err != nil {
 		return "", err
 	}
-	p := &pod{s: s, id: ID(newID()), spec: spec, handler: handler, fingerprint: print, createdAt: time.Now(),
-		bootID: s.config.BootID, phase: podCreating}
+	p.id, p.createdAt, p.bootID, p.phase = ID(newID()), time.Now(), s.config.BootID, podCreating
 	if err := podSteps.Do(ctx, p); err != nil {
 		s.abandon(p)
 		return "", err
@@ -196,13 +198,17 @@ func (p *pod) detach(ctx context.Context) error {
 // runtimeConfig is the pod in the runtime's terms.
 func (p *pod) runtimeConfig(config *runtimev1.PodSandboxConfig) ociruntime.PodConfig {
 	ns := namespaceOptions(config)
-	sysctls, err := specgen.PodSysctls(config)
+	sysctls, err := specgen.PodSysctls(config, p.gives)
 	if err != nil {
 		panic(fmt.Sprintf("sysctls of pod %s: %v", p.id, err)) // checkPodConfig accepted them
 	}
+	shm, err := specgen.ShmSize(config, p.gives)
+	if err != nil {
+		panic(fmt.Sprintf("/dev/shm of pod %s: %v", p.id, err)) // RunPod accepted it
+	}
 	return ociruntime.PodConfig{ID: string(p.id), Dir: p.dir(), Hostname: p.hostname(config), HostNetwork: hostNetwork(config),
 		HostIPC: ns.GetIpc() == runtimev1.NamespaceMode_NODE, SharedPID: ns.GetPid() == runtimev1.NamespaceMode_POD,
-		CgroupParent: config.GetLinux().GetCgroupParent(), UserNS: p.spec.userNS, Sysctls: sysctls, MountLabel: p.mountLabel(config)}
+		CgroupParent: config.GetLinux().GetCgroupParent(), UserNS: p.spec.userNS, Sysctls: sysctls, ShmSize: shm, MountLabel: p.mountLabel(config)}
 }
 
 func (p *pod) startPause(ctx context.Context) error {

@@ -55,12 +55,13 @@ type Network interface {
 
 // Config is what New needs.
 type Config struct {
-	StateDir string   // on tmpfs; pods live here
-	RootDir  string   // durable: the ledger, volumes of containers
-	NetNSDir string   // where network namespaces are pinned; empty: /run/netns
-	Handlers []string // runtime handlers beside "", which always exists
-	BootID   string   // empty: that of the kernel
-	LineMax  int      // bytes of content in a log record; 0: 16 KiB
+	StateDir string // on tmpfs; pods live here
+	RootDir  string // durable: the ledger, volumes of containers
+	NetNSDir string // where network namespaces are pinned; empty: /run/netns
+	BootID   string // empty: that of the kernel
+	LineMax  int    // bytes of content in a log record; 0: 16 KiB
+
+	Handlers map[string]*specgen.Handler // runtime handlers; see SetHandlers. nil: the one with the empty name, as DefaultHandler
 
 	Runtime Runtime
 	Images  Images
@@ -87,6 +88,8 @@ type Service struct {
 	netns   namespaces
 	host    specgen.Host
 	levels  *selinux.Levels
+
+	handlers atomic.Pointer[map[string]*specgen.Handler]
 
 	mu    sync.Mutex // taken to replace the table
 	table atomic.Pointer[table]
@@ -135,6 +138,7 @@ func (s *Service) connect(ctx context.Context) (err error) {
 		return fmt.Errorf("ask the node what it has: %w", err)
 	}
 	s.host.AppArmor = s.config.AppArmor
+	s.SetHandlers(*s.handlers.Load()) // which warns of what the host cannot
 	return s.recover(ctx)
 }
 
@@ -160,6 +164,11 @@ func newService(config Config) (*Service, error) {
 		podStops:    stage.NewGroup[struct{}]("StopPodSandbox", config.Recorder, config.Log),
 		podRemovals: stage.NewGroup[struct{}]("RemovePodSandbox", config.Recorder, config.Log),
 		swept:       make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
+	if config.Handlers == nil {
+		h := specgen.DefaultHandler()
+		config.Handlers = map[string]*specgen.Handler{"": &h}
+	}
+	s.handlers.Store(&config.Handlers)
 	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}}
 	s.table.Store(&table{})
 	for _, dir := range []string{s.podsDir(), s.volumesDir()} {

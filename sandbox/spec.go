@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime"
@@ -32,34 +30,15 @@ func host() (specgen.Host, error) {
 	if err != nil {
 		return specgen.Host{}, err
 	}
-	h := specgen.Host{CgroupV2: cgroups.Mode() == cgroup.V2, RecursiveReadOnly: kernel.MountSetattr.Has(), Rlimits: specgen.DefaultRlimits()}
+	h := specgen.Host{CgroupV2: cgroups.Mode() == cgroup.V2, RecursiveReadOnly: kernel.MountSetattr.Has()}
 	if h.LastCap, err = strconv.Atoi(strings.TrimSpace(string(last))); err != nil {
 		return specgen.Host{}, fmt.Errorf("/proc/sys/kernel/cap_last_cap: %w", err)
 	}
-	return h, clamp(h.Rlimits)
-}
-
-// clamp lowers limits to what a criserver without CAP_SYS_RESOURCE can give, itself being limited.
-func clamp(limits []specs.POSIXRlimit) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("capget: %w", err)
+	if h.Ceiling, err = ociruntime.Ceiling(false); err != nil {
+		return specgen.Host{}, err
 	}
-	if data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
-		return nil
-	}
-	var own unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
-		return fmt.Errorf("getrlimit: %w", err)
-	}
-	for i := range limits {
-		if l := &limits[i]; l.Type == "RLIMIT_NOFILE" {
-			l.Hard = min(l.Hard, own.Max)
-			l.Soft = min(l.Soft, l.Hard)
-		}
-	}
-	return nil
+	h.CeilingUserNS, err = ociruntime.Ceiling(true)
+	return h, err
 }
 
 // makeSpec is the plan of a container: what is asked for, the image and the node in OCI's terms.
@@ -77,7 +56,7 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 		PodID: string(p.id), Hostname: p.hostname(b.pod), CgroupsPath: filepath.Join("/", b.pod.GetLinux().GetCgroupParent(), string(b.id)),
 		Files: specgen.PodFiles{Hostname: filepath.Join(p.dir(), HostnameFile), Hosts: filepath.Join(p.dir(), HostsFile),
 			ResolvConf: filepath.Join(p.dir(), ResolvFile), Shm: filepath.Join(p.dir(), ociruntime.ShmName)},
-		Volumes: b.volumes, Labels: b.labels, Host: s.host,
+		Volumes: b.volumes, Labels: b.labels, Host: s.host, Handler: p.gives,
 		User: func(r user.Request) (user.User, error) { return user.Resolve(b.root, r) }}
 	if namespaceOptions(b.pod).GetIpc() == runtimev1.NamespaceMode_NODE {
 		in.Files.Shm = "/dev/shm"

@@ -20,7 +20,6 @@ import (
 	"github.com/criserver/criserver/ociruntime"
 	"github.com/criserver/criserver/ociruntime/cdi"
 	"github.com/criserver/criserver/ociruntime/cgroup"
-	"github.com/criserver/criserver/ociruntime/kernel"
 	"github.com/criserver/criserver/ociruntime/selinux"
 	"github.com/criserver/criserver/sandbox"
 	"github.com/criserver/criserver/stage"
@@ -53,19 +52,17 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	effective, err := json.Marshal(config)
+	settings, err := config.settings()
 	if err != nil {
-		return nil, fmt.Errorf("encode configuration: %w", err)
+		return nil, err
 	}
 	n.cri = cri.New(cri.Config{
 		Version:      versionString(),
 		CgroupDriver: driver,
-		Handlers:     []cri.Handler{{Name: "", RecursiveReadOnly: kernel.MountSetattr.Has(), UserNamespaces: kernel.UserNamespaces.Has() && kernel.OverlayIDMappedLower.Has()}},
 		Features:     cri.Features{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
-		Effective:    effective,
-		Slow:         time.Duration(config.Log.Slow),
 		Recorder:     recorder,
 		Log:          log,
+		Settings:     settings,
 	})
 	n.start = func(ctx context.Context) error {
 		appArmor, err := n.assembleAppArmor(ctx)
@@ -79,7 +76,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		pods, err := sandbox.New(ctx, sandbox.Config{
 			StateDir: config.State, RootDir: config.Root, LineMax: config.Container.LogLineMax,
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
-			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
+			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories, Handlers: config.handlers(),
 			Recorder: recorder, Log: log,
 		})
 		if err != nil {
@@ -106,6 +103,15 @@ func (n *node) assembleCDI() (*cdi.Registry, error) {
 		return nil, nil
 	}
 	return cdi.New(n.config.CDI.SpecDirs)
+}
+
+// settings are what the RPCs go by and a reload may change.
+func (c *Config) settings() (cri.Settings, error) {
+	effective, err := json.Marshal(c)
+	if err != nil {
+		return cri.Settings{}, fmt.Errorf("encode configuration: %w", err)
+	}
+	return cri.Settings{Handlers: c.shownHandlers(), Effective: effective, Slow: time.Duration(c.Log.Slow)}, nil
 }
 
 // pauseParent is the cgroup of all pauses with pause_cgroup = "runtime". It stays as long as one of them does.

@@ -26,6 +26,8 @@ type Config struct {
 	Network   Network   `toml:"network" comment:"The network of pods where the CNI directory has no configuration."`
 	Images    Images    `toml:"images" comment:"Images and layers."`
 	Security  Security  `toml:"security" comment:"Security modules of the kernel."`
+
+	Handlers map[string]Handler `toml:"handlers" comment:"Runtime handlers, which a RuntimeClass names. default is that of pods that name none, and is always there."`
 }
 
 // Log configures criserver's own messages.
@@ -109,5 +111,6 @@ func defaultConfig() Config {
 		Network:      Network{Default: "on", Subnets: []string{}},
 		Images:       Images{Store: "auto"},
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
+		Handlers:     map[string]Handler{handlerOfAll: defaultHandlerConfig()},
 	}
 }

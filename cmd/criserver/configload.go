@@ -81,6 +81,14 @@ func (f *flags) load() (Config, error) {
 
 // parse reads text over c and returns what is wrong with it.
 func parse(file string, text []byte, c *Config) []string {
+	var named struct {
+		Handlers map[string]any `toml:"handlers"`
+	}
+	if toml.Unmarshal(text, &named) == nil { // else the other one says why
+		for name := range named.Handlers {
+			c.Handlers[name] = defaultHandlerConfig()
+		}
+	}
 	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(c)
 	var unknown *toml.StrictMissingError
 	var wrong *toml.DecodeError
@@ -115,18 +123,28 @@ func keysOf(prefix string, t reflect.Type) []string {
 	var out []string
 	for f := range t.Fields() {
 		name := prefix + f.Tag.Get("toml")
-		if f.Type.Kind() == reflect.Struct {
+		switch f.Type.Kind() {
+		case reflect.Struct:
 			out = append(out, keysOf(name+".", f.Type)...)
-		} else {
+		case reflect.Map:
+			out = append(out, keysOf(name+"."+anyName+".", f.Type.Elem())...)
+		default:
 			out = append(out, name)
 		}
 	}
 	return out
 }
 
+// anyName stands in keys for a name that the file chooses.
+const anyName = "NAME"
+
 // suggestion is " (did you mean ...?)" for a key that is near an existing one, or whose last part exists elsewhere.
 func suggestion(key toml.Key) string {
-	given, last := dotted(key), key[len(key)-1]
+	last, chosen := key[len(key)-1], ""
+	if len(key) > 2 && key[0] == "handlers" {
+		chosen, key = key[1], append(toml.Key{key[0], anyName}, key[2:]...)
+	}
+	given := dotted(key)
 	best, bestDistance := "", 4 // more changes than three make another word
 	for _, known := range keys() {
 		d := distance(given, known)
@@ -139,6 +157,9 @@ func suggestion(key toml.Key) string {
 	}
 	if best == "" {
 		return ""
+	}
+	if chosen != "" {
+		best = strings.Replace(best, anyName, chosen, 1)
 	}
 	return fmt.Sprintf(" (did you mean %q?)", best)
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime/program"
+	"github.com/criserver/criserver/ociruntime/rlimit"
 )
 
 // Filter is a compiled seccomp filter.
@@ -130,16 +131,9 @@ func (p process) session() {
 	}
 }
 
-var rlimits = map[string]int{
-	"RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_STACK": unix.RLIMIT_STACK,
-	"RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
-	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
-	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
-}
-
 func (p process) limits() error {
 	for _, r := range p.Spec.Rlimits {
-		if _, ok := rlimits[r.Type]; !ok {
+		if _, ok := rlimit.Number(r.Type); !ok {
 			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)
 		}
 		p.setLimit(r)
@@ -154,8 +148,9 @@ func (p process) limits() error {
 }
 
 func (p process) setLimit(r specs.POSIXRlimit) program.Call {
+	number, _ := rlimit.Number(r.Type) // limits has looked
 	value := binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, r.Soft), r.Hard)
-	return p.b.Call(fmt.Sprintf("set %s to %d:%d", r.Type, r.Soft, r.Hard), unix.SYS_PRLIMIT64, 0, rlimits[r.Type], program.Bytes(value), nil)
+	return p.b.Call(fmt.Sprintf("set %s to %d:%d", r.Type, r.Soft, r.Hard), unix.SYS_PRLIMIT64, 0, number, program.Bytes(value), nil)
 }
 
 // capSets are the five sets of a process as bits.

@@ -8,7 +8,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// defaultCapabilities are containerd's.
+// defaultCapabilities are containerd's, and those of a handler that says nothing.
 var defaultCapabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
 	"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
@@ -37,7 +37,7 @@ func (g *generator) kernelCapabilities() []string {
 	return all
 }
 
-// capabilities starts with the defaults; ALL of either list comes before all single names, adding before dropping.
+// capabilities starts with those of the handler; ALL of either list comes before all single names, adding before dropping.
 func (g *generator) capabilities() error {
 	const field = "linux.security_context.capabilities."
 	asked := g.security.GetCapabilities()
@@ -54,8 +54,8 @@ func (g *generator) capabilities() error {
 		return err
 	}
 	kernel := g.kernelCapabilities()
-	set := slices.Clone(defaultCapabilities)
-	if g.privileged || slices.Contains(add, allCapabilities) {
+	set := canonical(g.Handler.Capabilities)
+	if g.privileged || slices.Contains(add, allCapabilities) || slices.Contains(set, allCapabilities) {
 		set = slices.Clone(kernel)
 	}
 	if !g.privileged {
@@ -93,4 +93,10 @@ func capabilityNames(field string, list []string) ([]string, error) {
 		names = append(names, full)
 	}
 	return names, nil
+}
+
+// canonical are names that capabilityNames accepts, as it returns them.
+func canonical(list []string) []string {
+	names, _ := capabilityNames("", list) // Handler.Check has seen them
+	return names
 }

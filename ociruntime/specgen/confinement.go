@@ -2,6 +2,7 @@ package specgen
 
 import (
 	"errors"
+	"fmt"
 	"path"
 	"strings"
 
@@ -73,31 +74,57 @@ func profile(p *runtimev1.SecurityProfile, field, deprecated, deprecatedField st
 	return p, securityField + deprecatedField, nil
 }
 
-// seccomp leaves a container unconfined whose request says nothing.
+// seccomp does what the handler says if the request says nothing.
 func (g *generator) seccomp() error {
 	//lint:ignore SA1019 old clients set it
 	p, field, err := profile(g.security.GetSeccomp(), "seccomp", g.security.GetSeccompProfilePath(), "seccomp_profile_path")
-	if err != nil || p == nil {
+	if err != nil {
 		return err
 	}
-	caps := g.spec.Process.Capabilities.Bounding
+	if p == nil {
+		return g.seccompUnset()
+	}
 	switch kind := p.GetProfileType(); kind {
 	case runtimev1.SecurityProfile_Unconfined:
 		return nil
 	case runtimev1.SecurityProfile_RuntimeDefault:
-		g.spec.Linux.Seccomp = seccomp.DefaultProfile(caps)
-		return nil
+		return g.seccompDefault()
 	case runtimev1.SecurityProfile_Localhost:
-		if !path.IsAbs(p.GetLocalhostRef()) {
-			return invalid(field+".localhost_ref", "%q is not an absolute path", p.GetLocalhostRef())
-		}
-		if g.spec.Linux.Seccomp, err = seccomp.LoadProfile(p.GetLocalhostRef(), caps...); err != nil {
+		if g.spec.Linux.Seccomp, err = loadSeccomp(p.GetLocalhostRef(), g.spec.Process.Capabilities.Bounding...); err != nil {
 			return because(field+".localhost_ref", err)
 		}
 		return nil
 	default:
 		return invalid(field+".profile_type", "unknown value %d", kind)
 	}
+}
+
+// seccompUnset is for a request without a profile.
+func (g *generator) seccompUnset() (err error) {
+	file, isLocal := strings.CutPrefix(g.Handler.SeccompUnset, localhostPrefix)
+	switch {
+	case isLocal:
+		if g.spec.Linux.Seccomp, err = loadSeccomp(file, g.spec.Process.Capabilities.Bounding...); err != nil {
+			return fmt.Errorf("seccomp profile of the runtime handler: %w", err)
+		}
+		return nil
+	case g.Handler.SeccompUnset == runtimeDefault:
+		return g.seccompDefault()
+	}
+	return nil
+}
+
+// seccompDefault is the profile of RuntimeDefault.
+func (g *generator) seccompDefault() (err error) {
+	caps := g.spec.Process.Capabilities.Bounding
+	if g.Handler.SeccompDefault == "" {
+		g.spec.Linux.Seccomp = seccomp.DefaultProfile(caps)
+		return nil
+	}
+	if g.spec.Linux.Seccomp, err = loadSeccomp(g.Handler.SeccompDefault, caps...); err != nil {
+		return fmt.Errorf("default seccomp profile of the runtime handler: %w", err)
+	}
+	return nil
 }
 
 // apparmor: the default profile is for hosts that have AppArmor; one that is asked for by name must be there.

@@ -1,6 +1,8 @@
 package specgen
 
 import (
+	"maps"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -24,9 +26,10 @@ type Input struct {
 	Files      PodFiles
 	Volumes    []*runtimev1.Mount // of the image; mounts of the request win over them
 	// User looks up the container's user in its root: user.Resolve.
-	User   func(user.Request) (user.User, error)
-	Labels Labels // of SELinuxLabels
-	Host   Host
+	User    func(user.Request) (user.User, error)
+	Labels  Labels // of SELinuxLabels
+	Host    Host
+	Handler *Handler // the pod's
 }
 
 // PodFiles are paths on the host of what the containers of a pod share; empty ones are not mounted.
@@ -41,7 +44,8 @@ type Host struct {
 	LastCap           int                                            // the last capability that the kernel knows
 	RecursiveReadOnly bool                                           // mount_setattr (5.12)
 	AppArmor          *AppArmor                                      // nil: the host has none
-	Rlimits           []specs.POSIXRlimit                            // of every container; see DefaultRlimits
+	Ceiling           map[string]uint64                              // by type, beyond which no limit of a process can be given; nil: none
+	CeilingUserNS     map[string]uint64                              // the same in a user namespace
 	Devices           func(path string) ([]specs.LinuxDevice, error) // nil: HostDevices
 }
 
@@ -49,12 +53,6 @@ type Host struct {
 type AppArmor struct {
 	Default string                             // profile of RuntimeDefault; "": none
 	Loaded  func(profile string) (bool, error) // whether the kernel has a profile
-}
-
-// DefaultRlimits are what containers get unless configured otherwise: programs that go through all descriptors up to
-// the soft limit are slow with a large one, and what a daemon raised for itself is not for its children.
-func DefaultRlimits() []specs.POSIXRlimit {
-	return []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}}
 }
 
 // generator builds one spec.
@@ -79,7 +77,7 @@ func Container(in Input) (*specs.Spec, error) {
 		Linux:       &specs.Linux{CgroupsPath: in.CgroupsPath},
 		Annotations: g.annotations(),
 	}
-	for _, step := range []func() error{g.namespaces, g.process, g.user, g.capabilities, g.confinement, g.mounts, g.devices, g.resources} {
+	for _, step := range []func() error{g.namespaces, g.process, g.user, g.capabilities, g.confinement, g.mounts, g.devices, g.resources, g.ownLimits} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -87,10 +85,11 @@ func Container(in Input) (*specs.Spec, error) {
 	return g.spec, nil
 }
 
-// annotations are containerd's, which hooks, NRI plugins and monitors read.
+// annotations are containerd's, which hooks, NRI plugins and monitors read, over those that the handler passes on.
 func (g *generator) annotations() map[string]string {
 	pod := g.Pod.GetMetadata()
-	return map[string]string{
+	all := g.passedOn()
+	maps.Copy(all, map[string]string{
 		"io.kubernetes.cri.container-type":    "container",
 		"io.kubernetes.cri.sandbox-id":        g.PodID,
 		"io.kubernetes.cri.sandbox-namespace": pod.GetNamespace(),
@@ -98,5 +97,6 @@ func (g *generator) annotations() map[string]string {
 		"io.kubernetes.cri.sandbox-name":      pod.GetName(),
 		"io.kubernetes.cri.container-name":    g.Container.GetMetadata().GetName(),
 		"io.kubernetes.cri.image-name":        g.ImageName,
-	}
+	})
+	return all
 }

@@ -62,6 +62,11 @@ func hostDevices(path string) ([]specs.LinuxDevice, error) {
 	return nil, fmt.Errorf("stat %s: no such file or directory", path)
 }
 
+func plainHandler() *Handler {
+	h := DefaultHandler()
+	return &h
+}
+
 // base is the smallest complete input.
 func base() Input {
 	return Input{
@@ -82,8 +87,9 @@ func base() Input {
 		Namespaces: map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "/proc/7/ns/net", specs.IPCNamespace: "/proc/7/ns/ipc",
 			specs.UTSNamespace: "/proc/7/ns/uts", specs.PIDNamespace: "/proc/8/ns/pid", specs.UserNamespace: "/proc/7/ns/user"},
 		User: users,
-		Host: Host{LastCap: 40, RecursiveReadOnly: true, Rlimits: DefaultRlimits(), Devices: hostDevices, CgroupV2: true,
+		Host: Host{LastCap: 40, RecursiveReadOnly: true, Devices: hostDevices, CgroupV2: true,
 			AppArmor: &AppArmor{Default: "cri-default", Loaded: func(p string) (bool, error) { return p == "mine", nil }}},
+		Handler: plainHandler(),
 	}
 }
 
@@ -445,7 +451,7 @@ func FuzzContainer(f *testing.F) {
 		if proto.Unmarshal(pod, in.Pod) != nil || proto.Unmarshal(config, in.Container) != nil {
 			t.Skip("not a message")
 		}
-		if _, err := PodSysctls(in.Pod); err != nil {
+		if _, err := PodSysctls(in.Pod, plainHandler()); err != nil {
 			var bad *InvalidError
 			if !errors.As(err, &bad) {
 				t.Errorf("sysctls: %v is not an InvalidError", err)

@@ -10,21 +10,32 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// devices adds those of the request, or all of the host for a privileged container, and the rules of the device cgroup.
+// devices adds those of the request and of annotations, for a privileged container also what its handler says, and the
+// rules of the device cgroup.
 func (g *generator) devices() error {
 	read := g.Host.Devices
 	if read == nil {
 		read = HostDevices
 	}
-	if g.privileged {
+	g.spec.Linux.Resources = &specs.LinuxResources{Devices: defaultDeviceRules()}
+	if g.anyDevice() {
+		g.spec.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Type: "a", Access: "rwm"}}
+	}
+	if g.privileged && g.Handler.PrivilegedDevices == PrivilegedHost {
 		found, err := read("/dev")
 		if err != nil {
 			return fmt.Errorf("find the host's devices: %w", err)
 		}
 		g.spec.Linux.Devices = slices.DeleteFunc(found, func(d specs.LinuxDevice) bool { return ownDevice(d.Path) })
-		g.spec.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "a", Access: "rwm"}}}
-	} else {
-		g.spec.Linux.Resources = &specs.LinuxResources{Devices: defaultDeviceRules()}
+	}
+	annotated, err := g.devicesAnnotation()
+	if err != nil {
+		return err
+	}
+	for _, d := range annotated {
+		if err := g.device(d.field, d.Device, read); err != nil {
+			return err
+		}
 	}
 	for i, d := range g.Container.GetDevices() {
 		if err := g.device(indexed("devices", i), d, read); err != nil {
@@ -32,6 +43,11 @@ func (g *generator) devices() error {
 		}
 	}
 	return nil
+}
+
+// anyDevice says whether the container may use every device that it can name.
+func (g *generator) anyDevice() bool {
+	return g.privileged && g.Handler.PrivilegedDevices != PrivilegedNone
 }
 
 // ownDevice names what every container has of its own.
@@ -63,13 +79,27 @@ func (g *generator) device(field string, d *runtimev1.Device, read func(string) 
 	for _, one := range found {
 		// Those of a directory keep their places below it.
 		one.Path = path.Join(to, strings.TrimPrefix(one.Path, path.Clean(from)))
+		g.own(&one)
 		linux.Devices = slices.DeleteFunc(linux.Devices, func(have specs.LinuxDevice) bool { return have.Path == one.Path })
 		linux.Devices = append(linux.Devices, one)
-		if !g.privileged {
+		if !g.anyDevice() {
 			linux.Resources.Devices = append(linux.Resources.Devices, deviceRule(one.Type, one.Major, one.Minor, access))
 		}
 	}
 	return nil
+}
+
+// own gives a device that is asked for to the container's user and group, as far as the request names them.
+func (g *generator) own(d *specs.LinuxDevice) {
+	if !g.Handler.DeviceOwnership {
+		return
+	}
+	if uid := g.security.GetRunAsUser(); uid != nil {
+		d.UID = new(uint32(uid.GetValue()))
+	}
+	if gid := g.security.GetRunAsGroup(); gid != nil {
+		d.GID = new(uint32(gid.GetValue()))
+	}
 }
 
 func deviceRule(kind string, major, minor int64, access string) specs.LinuxDeviceCgroup {

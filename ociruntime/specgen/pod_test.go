@@ -34,7 +34,7 @@ func TestPodSysctls(t *testing.T) {
 		{"dots in names", nil, map[string]string{"net/ipv4/conf/eth0.1/rp_filter": "0", "net.ipv4.conf.eth0/2.rp_filter": "1", "fs.mqueue.msg_max": "9"},
 			map[string]string{port: "0", ping: "0 2147483647", "net/ipv4/conf/eth0.1/rp_filter": "0", "net/ipv4/conf/eth0.2/rp_filter": "1", "fs.mqueue.msg_max": "9"}},
 	} {
-		got, err := PodSysctls(podWith(c.ns, c.asked))
+		got, err := PodSysctls(podWith(c.ns, c.asked), plainHandler())
 		if err != nil || !maps.Equal(got, c.wanted) {
 			t.Errorf("%s: %v, %v; want %v", c.name, got, err, c.wanted)
 		}
@@ -62,13 +62,13 @@ func TestPodSysctlsRefused(t *testing.T) {
 		{nil, "", "1", "is not the name"},
 		{nil, "net.x", "1\n2", "is not one line"},
 	} {
-		_, err := PodSysctls(podWith(c.ns, map[string]string{c.key: c.value}))
+		_, err := PodSysctls(podWith(c.ns, map[string]string{c.key: c.value}), plainHandler())
 		var bad *InvalidError
 		if !errors.As(err, &bad) || bad.Field != "linux.sysctls" || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", c.key, err, c.want)
 		}
 	}
-	if _, err := PodSysctls(podWith(nil, map[string]string{"net.a": "1", "net/a": "2"})); err == nil || !strings.Contains(err.Error(), "are the same") {
+	if _, err := PodSysctls(podWith(nil, map[string]string{"net.a": "1", "net/a": "2"}), plainHandler()); err == nil || !strings.Contains(err.Error(), "are the same") {
 		t.Errorf("two spellings: error %v", err)
 	}
 }

@@ -35,7 +35,7 @@ func (g *generator) process() error {
 	}
 	p.Terminal = c.GetTty()
 	p.NoNewPrivileges = g.security.GetNoNewPrivs()
-	p.Rlimits = slices.Clone(g.Host.Rlimits)
+	p.Rlimits = g.rlimits()
 	// Without a value of its own, the container would inherit that of the pod's pause, which the kernel kills last.
 	score := c.GetLinux().GetResources().GetOomScoreAdj()
 	if score < -1000 || score > 1000 {
@@ -76,7 +76,7 @@ func noNUL(field string, list []string) error {
 	return nil
 }
 
-// env joins the image's variables, HOSTNAME, TERM and those of the request; later ones win and keep the first one's place.
+// env joins the handler's variables, the image's, HOSTNAME, TERM and those of the request; later ones win and keep the first one's place.
 func (g *generator) env() ([]string, error) {
 	var all []string
 	set := func(v string) {
@@ -88,6 +88,9 @@ func (g *generator) env() ([]string, error) {
 		all = append(all, v)
 	}
 	set(defaultPath)
+	for _, v := range g.Handler.Env {
+		set(v)
+	}
 	for _, v := range g.Image.Config.Env {
 		if strings.ContainsRune(v, 0) {
 			return nil, fmt.Errorf("image config: Env: %q contains a NUL byte", v)
@@ -123,6 +126,9 @@ func (g *generator) user() error {
 	}
 	p := g.spec.Process
 	p.User = specs.User{UID: u.UID, GID: u.GID, AdditionalGids: u.Additional}
+	if err := g.umaskAnnotation(); err != nil {
+		return err
+	}
 	if !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "HOME=") }) {
 		p.Env = append(p.Env, "HOME="+u.Home)
 	}

@@ -105,7 +105,7 @@ func unified(r *runtimev1.LinuxContainerResources, cgroupV2 bool, out *specs.Lin
 		switch {
 		case !cgroupV2:
 			return invalid(resourcesField+"unified", "%q: this host has no cgroup v2", key)
-		case strings.ContainsAny(key, "/\x00") || !strings.Contains(strings.Trim(key, "."), "."):
+		case !isCgroupFile(key):
 			return invalid(resourcesField+"unified", "%q is not the name of a cgroup file", key)
 		case strings.ContainsRune(r.Unified[key], 0):
 			return invalid(resourcesField+"unified", "value of %q contains a NUL byte", key)

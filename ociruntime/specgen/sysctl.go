@@ -8,17 +8,20 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// PodSysctls returns the kernel parameters of a pod's namespaces: those of its config, and defaults that let
-// programs that are not root listen on any port and send pings. Keys are dotted, unless a name (of an interface) has a
+// PodSysctls returns the kernel parameters of a pod's namespaces: those of its config, and what its handler lets
+// programs do that are not root: listen on any port and send pings. Keys are dotted, unless a name (of an interface) has a
 // dot itself: then they have slashes. Parameters of the node are refused.
-func PodSysctls(pod *runtimev1.PodSandboxConfig) (map[string]string, error) {
+func PodSysctls(pod *runtimev1.PodSandboxConfig, h *Handler) (map[string]string, error) {
 	const field = "linux.sysctls"
 	ns := podNamespaces(pod)
 	all := make(map[string]string)
 	if ns.GetNetwork() != runtimev1.NamespaceMode_NODE {
-		all["net.ipv4.ip_unprivileged_port_start"] = "0"
-		if ns.GetUsernsOptions().GetMode() != runtimev1.NamespaceMode_POD || ns.GetUsernsOptions() == nil {
-			all["net.ipv4.ping_group_range"] = "0 2147483647" // groups that a user namespace may not have
+		if h.UnprivilegedPorts {
+			all["net.ipv4.ip_unprivileged_port_start"] = "0"
+		}
+		inUserNS := ns.GetUsernsOptions() != nil && ns.GetUsernsOptions().GetMode() == runtimev1.NamespaceMode_POD
+		if h.UnprivilegedICMP && !inUserNS { // which may not have these groups
+			all["net.ipv4.ping_group_range"] = "0 2147483647"
 		}
 	}
 	asked := pod.GetLinux().GetSysctls()
