@@ -71,7 +71,7 @@ func pullKey(t target, auth remote.Auth) (string, error) {
 }
 
 func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string, error) {
-	session, err := remote.Open(s.cfg.Registry, t.repo, auth)
+	session, err := remote.Open(*s.registry.Load(), t.repo, auth)
 	if err != nil {
 		return "", err
 	}
@@ -194,4 +194,11 @@ func (s *Service) size(diffIDs []digest.Digest) (sum int64) {
 		}
 	}
 	return sum
+}
+
+// SetCertsDirs replaces the directories of hosts.toml files for pulls that begin from now on.
+func (s *Service) SetCertsDirs(dirs []string) {
+	registry := *s.registry.Load()
+	registry.CertsDirs = dirs
+	s.registry.Store(&registry)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/platforms"
 	"golang.org/x/sync/semaphore"
@@ -72,6 +73,8 @@ type Service struct {
 	fetches *flights[struct{}]
 	slots   *semaphore.Weighted // one for each layer under way
 	close   context.CancelFunc  // ends all work
+
+	registry atomic.Pointer[remote.Config]
 }
 
 // New opens the database. Images of which a layer is missing are forgotten, layers that belong to nothing are removed:
@@ -115,6 +118,7 @@ func New(cfg Config) (*Service, error) {
 		pulls: newFlights[string](base, cfg.Recorder, "pull"), fetches: newFlights[struct{}](base, cfg.Recorder, "fetch layer"),
 		slots: semaphore.NewWeighted(int64(cfg.Parallel)), close: cancel,
 	}
+	s.registry.Store(&cfg.Registry)
 	if err := s.reconcile(base); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

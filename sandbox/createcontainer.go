@@ -233,7 +233,7 @@ func (b *building) create(ctx context.Context) error {
 	root := b.root
 	b.root = nil // taken over
 	rt, err := b.rtPod.Create(ctx, ociruntime.ContainerConfig{ID: string(b.id), Spec: b.spec, Root: root, LogPath: st.LogPath,
-		LineMax: b.p.s.config.LineMax, Stdin: b.config.Stdin, SharedPID: pidMode(b.config, b.pod) == runtimev1.NamespaceMode_POD}, b.target)
+		LineMax: b.p.s.settings.Load().LineMax, Stdin: b.config.Stdin, SharedPID: pidMode(b.config, b.pod) == runtimev1.NamespaceMode_POD}, b.target)
 	if err != nil {
 		return err
 	}

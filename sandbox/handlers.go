@@ -10,20 +10,36 @@ import (
 	"github.com/criserver/criserver/store/record"
 )
 
-// SetHandlers replaces the runtime handlers. Pods that are there keep what theirs was when they were made. handlers must
-// have one with the empty name, and belongs to the Service from now on.
-func (s *Service) SetHandlers(handlers map[string]*specgen.Handler) {
-	for name, h := range handlers {
+// Settings are what can change while a Service works; see Configure.
+type Settings struct {
+	Handlers map[string]*specgen.Handler // runtime handlers by name, the empty one among them. nil: that one, as specgen.DefaultHandler
+	LineMax  int                         // bytes of content in a log record; 0: 16 KiB
+}
+
+// settled fills in what settings leave open.
+func (c Settings) settled() *Settings {
+	if c.Handlers == nil {
+		h := specgen.DefaultHandler()
+		c.Handlers = map[string]*specgen.Handler{"": &h}
+	}
+	return &c
+}
+
+// Configure replaces the settings; they belong to the Service from now on. Pods that are there keep what their handler
+// was when they were made.
+func (s *Service) Configure(settings Settings) {
+	now := settings.settled()
+	for name, h := range now.Handlers {
 		if _, lowered := rlimit.Clamp(h.Rlimits, s.host.Ceiling); len(lowered) > 0 {
 			s.log.Warn("containers get lower limits than configured: criserver lacks CAP_SYS_RESOURCE", "handler", name, "configured", lowered)
 		}
 	}
-	s.handlers.Store(&handlers)
+	s.settings.Store(now)
 }
 
 // handler is a runtime handler as it is now.
 func (s *Service) handler(name string) (*specgen.Handler, error) {
-	if h := (*s.handlers.Load())[name]; h != nil {
+	if h := s.settings.Load().Handlers[name]; h != nil {
 		return h, nil
 	}
 	return nil, fmt.Errorf("%w: runtime handler %q is not configured", ErrInvalid, name)

@@ -46,7 +46,7 @@ func (m *machine) start(boundary func(string)) {
 // service is a criserver that has not looked at the node yet.
 func (m *machine) service(boundary func(string)) *Service {
 	m.t.Helper()
-	s, err := newService(Config{StateDir: m.dir + "/state", RootDir: m.dir + "/root", NetNSDir: m.dir, Handlers: twoHandlers(),
+	s, err := newService(Config{StateDir: m.dir + "/state", RootDir: m.dir + "/root", NetNSDir: m.dir, Settings: Settings{Handlers: twoHandlers()},
 		BootID: m.boot, Runtime: m, Images: m, Network: m, Roots: m.rootIDs, Layers: m, Recorder: m.recorder, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		m.t.Fatal(err)

@@ -59,9 +59,7 @@ type Config struct {
 	RootDir  string // durable: the ledger, volumes of containers
 	NetNSDir string // where network namespaces are pinned; empty: /run/netns
 	BootID   string // empty: that of the kernel
-	LineMax  int    // bytes of content in a log record; 0: 16 KiB
-
-	Handlers map[string]*specgen.Handler // runtime handlers; see SetHandlers. nil: the one with the empty name, as DefaultHandler
+	Settings        // those that New begins with
 
 	Runtime Runtime
 	Images  Images
@@ -89,7 +87,7 @@ type Service struct {
 	host    specgen.Host
 	levels  *selinux.Levels
 
-	handlers atomic.Pointer[map[string]*specgen.Handler]
+	settings atomic.Pointer[Settings]
 
 	mu    sync.Mutex // taken to replace the table
 	table atomic.Pointer[table]
@@ -138,7 +136,7 @@ func (s *Service) connect(ctx context.Context) (err error) {
 		return fmt.Errorf("ask the node what it has: %w", err)
 	}
 	s.host.AppArmor = s.config.AppArmor
-	s.SetHandlers(*s.handlers.Load()) // which warns of what the host cannot
+	s.Configure(s.config.Settings) // which warns of what the host cannot
 	return s.recover(ctx)
 }
 
@@ -164,11 +162,7 @@ func newService(config Config) (*Service, error) {
 		podStops:    stage.NewGroup[struct{}]("StopPodSandbox", config.Recorder, config.Log),
 		podRemovals: stage.NewGroup[struct{}]("RemovePodSandbox", config.Recorder, config.Log),
 		swept:       make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
-	if config.Handlers == nil {
-		h := specgen.DefaultHandler()
-		config.Handlers = map[string]*specgen.Handler{"": &h}
-	}
-	s.handlers.Store(&config.Handlers)
+	s.settings.Store(config.Settings.settled())
 	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}}
 	s.table.Store(&table{})
 	for _, dir := range []string{s.podsDir(), s.volumesDir()} {

@@ -52,7 +52,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	settings, err := config.settings()
+	settings, err := config.rpcSettings()
 	if err != nil {
 		return nil, err
 	}
@@ -74,13 +74,21 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			return err
 		}
 		pods, err := sandbox.New(ctx, sandbox.Config{
-			StateDir: config.State, RootDir: config.Root, LineMax: config.Container.LogLineMax,
+			StateDir: config.State, RootDir: config.Root, Settings: config.podSettings(),
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
-			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories, Handlers: config.handlers(),
+			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
 			Recorder: recorder, Log: log,
 		})
 		if err != nil {
 			return fmt.Errorf("bring back pods: %w", err)
+		}
+		n.apply = func(c *Config) error {
+			pods.Configure(c.podSettings())
+			images.SetCertsDirs(c.CertsDirs)
+			if devices == nil {
+				return nil
+			}
+			return devices.SetDirs(c.CDI.SpecDirs)
 		}
 		n.closers = append(n.closers, func(ctx context.Context) error {
 			pods.Close(ctx)
@@ -105,8 +113,13 @@ func (n *node) assembleCDI() (*cdi.Registry, error) {
 	return cdi.New(n.config.CDI.SpecDirs)
 }
 
-// settings are what the RPCs go by and a reload may change.
-func (c *Config) settings() (cri.Settings, error) {
+// podSettings are what pods and containers go by and a reload may change.
+func (c *Config) podSettings() sandbox.Settings {
+	return sandbox.Settings{Handlers: c.handlers(), LineMax: c.Container.LogLineMax}
+}
+
+// rpcSettings are what the RPCs go by and a reload may change.
+func (c *Config) rpcSettings() (cri.Settings, error) {
 	effective, err := json.Marshal(c)
 	if err != nil {
 		return cri.Settings{}, fmt.Errorf("encode configuration: %w", err)

@@ -6,9 +6,8 @@ import (
 	"log/slog"
 )
 
-// newLogger returns the logger of a configuration that validate has passed.
-func newLogger(w io.Writer, c Log) (*slog.Logger, error) {
-	var level slog.Level
+// newLogger returns the logger of a configuration that validate has passed. level is set, and followed from then on.
+func newLogger(w io.Writer, c Log, level *slog.LevelVar) (*slog.Logger, error) {
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		return nil, fmt.Errorf("log.level: %w", err)
 	}

@@ -35,19 +35,23 @@ func newServe(flags *flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log, err := newLogger(cmd.ErrOrStderr(), config.Log)
+			level := &slog.LevelVar{}
+			log, err := newLogger(cmd.ErrOrStderr(), config.Log, level)
 			if err != nil {
 				return err
 			}
+			hangup := make(chan os.Signal, 1) // of several, one reload sees what the last one means
+			signal.Notify(hangup, unix.SIGHUP)
+			defer signal.Stop(hangup)
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
-			return serve(ctx, config, log)
+			return serve(ctx, config, log, reloads{level: level, load: flags.load, wanted: hangup})
 		},
 	}
 }
 
 // serve serves until ctx ends.
-func serve(ctx context.Context, config Config, log *slog.Logger) error {
+func serve(ctx context.Context, config Config, log *slog.Logger, reloads reloads) error {
 	// Always in this order: of two that start at once, one gets both.
 	for _, dir := range []struct{ what, path string }{{"root", config.Root}, {"state", config.State}} {
 		lock, err := lockDir(dir.what, dir.path)
@@ -65,6 +69,7 @@ func serve(ctx context.Context, config Config, log *slog.Logger) error {
 		_ = socket.Close()
 		return err
 	}
+	node.reloads = reloads
 	return node.run(ctx, socket)
 }
 
@@ -74,6 +79,7 @@ type node struct {
 	log    *slog.Logger
 	cri    *cri.Server
 	start  func(context.Context) error // brings back what was there before, then calls cri.Server.Start
+	reloads
 	closers
 }
 
@@ -93,11 +99,7 @@ func (n *node) run(ctx context.Context, socket net.Listener) error {
 		err = nil // it was stopped while it started
 	}
 	if err == nil {
-		select {
-		case <-ctx.Done():
-		case err = <-served:
-			err = fmt.Errorf("serve %s: %w", n.config.Address, err)
-		}
+		err = n.stay(ctx, served)
 	}
 	n.log.Info("stopping; pods go on")
 	err = errors.Join(err, notify(daemon.SdNotifyStopping))
@@ -105,6 +107,22 @@ func (n *node) run(ctx context.Context, socket net.Listener) error {
 	fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeBound)
 	defer cancel()
 	return errors.Join(err, n.close(fresh))
+}
+
+// stay reloads the configuration when that is wanted, until ctx ends or the server fails.
+func (n *node) stay(ctx context.Context, served <-chan error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-served:
+			return fmt.Errorf("serve %s: %w", n.config.Address, err)
+		case <-n.wanted:
+			if err := n.reload(); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // stopServer lets running RPCs end for a while, then cuts them off. It closes and removes the socket.

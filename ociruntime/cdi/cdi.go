@@ -29,6 +29,14 @@ func New(dirs []string) (*Registry, error) {
 	return &Registry{cache}, nil
 }
 
+// SetDirs makes the registry read other directories from now on.
+func (r *Registry) SetDirs(dirs []string) error {
+	if err := r.cache.Configure(cdi.WithSpecDirs(dirs...)); err != nil {
+		return fmt.Errorf("read CDI devices: %w", err)
+	}
+	return nil
+}
+
 // Inject changes spec as the devices say, which are full names such as "vendor.com/class=name". On error spec is of no use.
 func (r *Registry) Inject(spec *specs.Spec, devices []string) error {
 	if len(devices) == 0 {
