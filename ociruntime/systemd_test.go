@@ -203,7 +203,7 @@ func stubborn(t *testing.T, group string) error {
 	return nil
 }
 
-// A scope of the same name, which an earlier attempt left with a pause that ignores what systemd asks for, is replaced.
+// A scope of the same name, which an earlier attempt left with its pause, is replaced.
 func TestSystemdReplacesScope(t *testing.T) {
 	f := newFixtureSystemd(t)
 	first, config := f.adoptable(t)

@@ -174,6 +174,10 @@ func (p *pod) reconnect() {
 func (p *pod) exit(task uint64) pause.Exit {
 	p.t.Helper()
 	ctx := deadline(p.t)
+	died := p.exited
+	if p.ended { // what it has said before may still be on its way
+		died = nil
+	}
 	for {
 		p.mu.Lock()
 		e, ok := p.exits[task]
@@ -184,7 +188,7 @@ func (p *pod) exit(task uint64) pause.Exit {
 		}
 		select {
 		case <-change:
-		case <-p.exited:
+		case <-died:
 			p.t.Fatalf("pause died: %v\n%s", p.cmd.ProcessState, p.stderr)
 		case <-ctx.Done():
 			p.t.Fatalf("task %d did not exit\n%s", task, p.stderr)

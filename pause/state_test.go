@@ -39,7 +39,7 @@ var stateHead = []byte{'P', 'S', 'T', '1', 1, 0, 0, 0}
 // TestStateOfNeighbours reads a state whose records have grown, and that has unknown ones.
 func TestStateOfNeighbours(t *testing.T) {
 	eachBinary(t, func(t *testing.T, binary string) {
-		pod := []any{int32(3), uint32(0), uint32(0), uint32(0), uint32(0), uint32(1), uint64(1000), uint64(77)}
+		pod := []any{int32(3), uint32(0), uint32(0), uint32(0), uint32(0), uint32(1), uint64(1000), uint64(0), uint64(77)}
 		state := stateFile(t, stateHead,
 			stateRecord(1, pod...),
 			stateRecord(99, []byte("unknown")),

@@ -103,7 +103,7 @@ func (s *Scope) await(ctx context.Context, bus Bus, pid int) error {
 	return err
 }
 
-// end is Stop for processes that ignore the SIGTERM which systemd begins with.
+// end is Stop for processes that may ignore the SIGTERM which systemd begins with.
 func (s *Scope) end(ctx context.Context, bus Bus) error {
 	_ = bus.KillUnitWithTarget(ctx, s.unit, systemd.All, int32(unix.SIGKILL)) // without, it takes longer
 	return s.Stop(ctx, bus)

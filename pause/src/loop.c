@@ -149,7 +149,11 @@ static void dispatch(const struct epoll_event *e)
 	case EV_TTY_PIPE:
 		terminal_room(task_at(index));
 		break;
+	case EV_TERM:
+		term_event();
+		break;
 	}
+	term_look();
 	if (reexec_pending)
 		reexec_go_on();
 }
@@ -168,8 +172,8 @@ _Noreturn void loop(void)
 }
 
 /*
- * Nothing that can be sent casually ends pause, and its children inherit what a new process expects: every
- * signal at its default action (they only have to empty the mask).
+ * Nothing that can be sent casually ends pause (for SIGTERM see term.c), and its children inherit what a new process
+ * expects: every signal at its default action (they only have to empty the mask).
  */
 static void init_signals(void)
 {
@@ -218,7 +222,7 @@ static void init(int state)
 	timer = (int)sys(SYS_timerfd_create, CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (pause_pidfd < 0 || epoll < 0 || timer < 0 || watch(timer, EPOLLIN, EV_TIMER, 0) != 0)
 		die(3);
-	if (starts_init() != 0 || exits_init() != 0)
+	if (term_init() != 0 || starts_init() != 0 || exits_init() != 0)
 		die(3);
 	if (state != 0 ? reexec_restore(state) != 0 : control_init(false) != 0)
 		die(3);

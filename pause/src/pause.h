@@ -31,6 +31,7 @@
 #define REOPEN_BOUND (2000 * MS) /* for the writer to switch to a new file */
 #define STALL_BOUND (5000 * MS)	 /* of one write, before pipes are emptied without it */
 #define QUIET_BOUND (5000 * MS)	 /* for starts and exits to end before another binary takes over */
+#define TERM_BOUND (90000 * MS)	 /* for containers to end after a SIGTERM, so that pause ends too: systemd kills no later */
 
 /* Seldom used memory stays away from the few pages that are always used. */
 #if defined(__x86_64__) && !defined(PAUSE_SANITIZE)
@@ -41,7 +42,7 @@
 
 /* ---- loop.c ---- */
 
-enum event_kind { EV_CONTROL, EV_LISTENER, EV_TIMER, EV_WRITER, EV_PIDFD, EV_REPORT, EV_LEAF, EV_TTY, EV_TTY_PIPE };
+enum event_kind { EV_CONTROL, EV_LISTENER, EV_TIMER, EV_WRITER, EV_PIDFD, EV_REPORT, EV_LEAF, EV_TTY, EV_TTY_PIPE, EV_TERM };
 
 extern int pause_pidfd;
 extern uint32_t pause_pid;
@@ -56,6 +57,14 @@ int set_nonblocking(int fd);
 void timer_within(uint64_t ns);
 _Noreturn void loop(void);
 _Noreturn void die(int status);
+
+/* ---- term.c: SIGTERM ---- */
+
+extern uint64_t term_since; /* now() of the last SIGTERM; 0: none that counts */
+
+int term_init(void);
+void term_event(void);
+void term_look(void);
 
 /* ---- control.c: the connection ---- */
 

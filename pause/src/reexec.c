@@ -114,6 +114,7 @@ static int write_state(void)
 		.request = asker.id,
 		.booted = booted,
 		.files_soft = files_limit.rlim_cur,
+		.term_since = term_since,
 	};
 	struct task *t;
 	long fd = sys(SYS_memfd_create, "pause-state", MFD_CLOEXEC);
@@ -294,6 +295,7 @@ static int get_pod(const struct state_pod *p)
 	booted = p->booted;
 	asker = (struct caller){p->request, p->answer ? control_serial : control_serial - 1};
 	files_limit.rlim_cur = p->files_soft;
+	term_since = p->term_since;
 	return 0;
 }
 

@@ -271,6 +271,8 @@ int start(struct request *r)
 	if (err != 0)
 		return err;
 	t->starter = r->from;
+	if (!is_exec(t))
+		term_since = 0; /* whoever goes on starting containers does not want the end of the pod */
 	err = (int)sys(SYS_pipe2, ends, O_CLOEXEC);
 	if (err != 0)
 		return start_failed(t, FAIL_CLONE, 0, -err);

@@ -39,6 +39,7 @@ struct state_pod {
 	uint32_t request; /* its id */
 	uint32_t booted;
 	uint64_t files_soft; /* RLIMIT_NOFILE for children */
+	uint64_t term_since; /* CLOCK_MONOTONIC of a SIGTERM, ns; 0: none */
 };
 
 struct state_stream {
@@ -73,6 +74,6 @@ struct state_bytes {
 };
 
 _Static_assert(sizeof(struct state_task) == 328, "state_task");
-_Static_assert(sizeof(struct state_pod) == 32, "state_pod");
+_Static_assert(sizeof(struct state_pod) == 40, "state_pod");
 
 #endif
