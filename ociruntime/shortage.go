@@ -3,6 +3,7 @@ package ociruntime
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,8 @@ func (p *Pod) short(group *cgroup.Group, err error) error {
 		limit = group.StarvedBy()
 	case errors.As(err, &e) && e.Stage == pause.StageKilled && e.Status.Signal() == unix.SIGKILL:
 		limit = oomKilled(group)
+	case p.group == nil: // systemd could not put pause into group
+		limit = oomKilled(group)
 	default:
 		if limit = oomKilled(p.group); limit != "" {
 			limit = "pause was killed, " + limit
@@ -34,10 +37,13 @@ func (p *Pod) short(group *cgroup.Group, err error) error {
 	return fmt.Errorf("%w: %s", err, limit)
 }
 
-// oomKilled names the memory limit if the kernel has killed in group for want of memory.
+// oomKilled names the memory limit if the kernel has killed in group for want of memory. A group that is not there cannot
+// tell: systemd removes those of a scope in which the last process has died, or could make no scope. Then a group above must
+// have met its limit.
 func oomKilled(group *cgroup.Group) string {
-	if kills, err := group.OOMKills(); err != nil || kills == 0 {
-		return ""
+	kills, err := group.OOMKills()
+	if kills > 0 || errors.Is(err, fs.ErrNotExist) && group.StarvedAbove() {
+		return group.StarvedBy()
 	}
-	return group.StarvedBy()
+	return ""
 }

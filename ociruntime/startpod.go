@@ -47,7 +47,7 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 		}
 		inScope, err := p.group.PlacementByWrite()
 		if err != nil {
-			return nil, err
+			return nil, p.short(p.group, err)
 		}
 		place = inScope
 	}
@@ -117,10 +117,23 @@ func (p *Pod) createLeaf(parent, name string, res *specs.LinuxResources) (*cgrou
 func (p *Pod) enterScope(ctx context.Context) error {
 	scope, err := cgroup.StartScope(ctx, p.runtime.config.Systemd, p.config.ID, p.config.CgroupParent, p.Pid())
 	if err != nil {
-		return err
+		return p.unscoped(err)
 	}
 	p.scope = scope
 	return p.makeGroup(scope.Path())
+}
+
+// unscoped adds to the error of a scope that did not start which limit was in the way.
+func (p *Pod) unscoped(err error) error {
+	scope, invalid := cgroup.OpenScope(p.config.ID, p.config.CgroupParent)
+	if invalid != nil {
+		return err
+	}
+	unmade, invalid := p.runtime.config.Cgroups.Open(scope.Path(), p.config.ID)
+	if invalid != nil {
+		return err
+	}
+	return p.short(unmade, err)
 }
 
 // spawn forks the pause, in a cgroup2 directory if there is one, and connects to it.

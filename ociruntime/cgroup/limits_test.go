@@ -181,6 +181,10 @@ func TestOOMKillsAreCounted(t *testing.T) {
 	if n, err := g.OOMKills(); n != 0 || err != nil {
 		t.Fatalf("OOMKills before = %d, %v", n, err)
 	}
+	below, err := hs.Open(g.Path(), "unmade")
+	if err != nil || below.StarvedAbove() {
+		t.Fatalf("no limit has been met: %v", err)
+	}
 	cmd := start(t, g, "exec tail /dev/zero")
 	if err := cmd.Wait(); err == nil {
 		t.Fatal("tail of /dev/zero ended well")
@@ -190,6 +194,9 @@ func TestOOMKillsAreCounted(t *testing.T) {
 	}
 	if n, err := g.OOMKills(); n != 1 || err != nil {
 		t.Errorf("OOMKills = %d, %v", n, err)
+	}
+	if starved := below.StarvedAbove(); starved != hs.byController["memory"].Unified {
+		t.Errorf("that the limit above was met is told: %v", starved)
 	}
 }
 

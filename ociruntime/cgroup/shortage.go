@@ -54,3 +54,21 @@ func (g *Group) StarvedBy() string {
 	}
 	return fmt.Sprintf("the memory limit of cgroup /%s, %d KiB, is too small", of, lowest>>10)
 }
+
+// StarvedAbove says whether a group above g has ever had no memory left to give within its own limit. In v1 that cannot be told.
+func (g *Group) StarvedAbove() bool {
+	h := g.hs.byController["memory"]
+	if h == nil {
+		return false
+	}
+	for dir := above(g.path); dir != ""; dir = above(dir) {
+		text, err := h.read(dir, "memory.events.local")
+		if err != nil {
+			continue // not there
+		}
+		if n, err := parseKeyed(text, "oom"); err == nil && n > 0 {
+			return true
+		}
+	}
+	return false
+}
