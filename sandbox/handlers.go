@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/criserver/criserver/ociruntime/rlimit"
 	"github.com/criserver/criserver/ociruntime/specgen"
@@ -29,7 +31,13 @@ func (c Settings) settled() *Settings {
 // was when they were made.
 func (s *Service) Configure(settings Settings) {
 	now := settings.settled()
-	for name, h := range now.Handlers {
+	warned := make(map[*specgen.Handler]bool)
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(now.Handlers))) { // the empty name last, if it is another's too
+		h := now.Handlers[name]
+		if warned[h] {
+			continue
+		}
+		warned[h] = true
 		if _, lowered := rlimit.Clamp(h.Rlimits, s.host.Ceiling); len(lowered) > 0 {
 			s.log.Warn("containers get lower limits than configured: criserver lacks CAP_SYS_RESOURCE", "handler", name, "configured", lowered)
 		}
