@@ -92,7 +92,7 @@ func containerStatus(c *sandbox.ContainerStatus) *runtimev1.ContainerStatus {
 		Annotations: c.Annotations,
 		Mounts:      config.GetMounts(),
 		LogPath:     c.LogPath,
-		Resources:   &runtimev1.ContainerResources{Linux: config.GetLinux().GetResources()},
+		Resources:   &runtimev1.ContainerResources{Linux: c.Resources()},
 		User:        containerUser(c.User),
 		StopSignal:  stopSignal(c.StopSignal),
 	}

@@ -42,7 +42,10 @@ func (h *runtimeHandlers) PodSandboxStatus(_ context.Context, r *runtimev1.PodSa
 	}
 	response := &runtimev1.PodSandboxStatusResponse{Status: podStatus(pod)}
 	if r.GetVerbose() {
-		response.Info, err = verbose(map[string]any{"pid": pod.Pid, "runtimeHandler": pod.Handler, "config": pod.Config()})
+		overhead, resources := pod.Resources()
+		response.Info, err = verbose(map[string]any{"pid": pod.Pid, "runtimeHandler": pod.Handler, "config": pod.Config(),
+			"overhead":  &runtimev1.ContainerResources{Linux: overhead},
+			"resources": &runtimev1.ContainerResources{Linux: resources}})
 	}
 	return response, err
 }

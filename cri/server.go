@@ -47,6 +47,7 @@ type Features struct {
 type Services struct {
 	Pods       PodService
 	Containers ContainerService
+	Resources  ResourceService
 	Images     ImageService
 	Network    NetworkStatus
 }

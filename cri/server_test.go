@@ -103,6 +103,12 @@ func (b *backend) ExecSync(_ context.Context, id sandbox.ContainerID, cmd []stri
 func (b *backend) ReopenContainerLog(_ context.Context, id sandbox.ContainerID) error {
 	return b.call("ReopenContainerLog %s", id)
 }
+func (b *backend) UpdateContainer(_ context.Context, id sandbox.ContainerID, r *runtimev1.LinuxContainerResources) error {
+	return b.call("UpdateContainer %s %d", id, r.GetCpuShares())
+}
+func (b *backend) UpdatePod(id sandbox.ID, overhead, resources *runtimev1.LinuxContainerResources) error {
+	return b.call("UpdatePod %s %d %d", id, overhead.GetCpuShares(), resources.GetCpuShares())
+}
 func (b *backend) Pull(ctx context.Context, r imageservice.PullRequest) (string, error) {
 	b.pull = r
 	err := stage.Run(ctx, "resolve", 0, func(context.Context) error { return b.fail })
@@ -132,7 +138,7 @@ type client struct {
 }
 
 func (c *client) start() {
-	c.server.Start(Services{Pods: c.back, Containers: c.back, Images: c.back, Network: func() (bool, string, string) {
+	c.server.Start(Services{Pods: c.back, Containers: c.back, Resources: c.back, Images: c.back, Network: func() (bool, string, string) {
 		return false, "NetworkPluginNotReady", "no configuration in /etc/cni/net.d"
 	}})
 }
@@ -276,6 +282,15 @@ func TestHandlersCallOnce(t *testing.T) {
 			r, err := c.ExecSync(ctx, &runtimev1.ExecSyncRequest{ContainerId: "c", Cmd: []string{"a", "b"}, Timeout: 2})
 			return errors.Join(err, mustBe(fmt.Sprintf("%s %s %d", r.GetStdout(), r.GetStderr(), r.GetExitCode()), "out err 3"))
 		}},
+		{"UpdateContainer c 7", func(ctx context.Context, c *client) error {
+			_, err := c.UpdateContainerResources(ctx, &runtimev1.UpdateContainerResourcesRequest{ContainerId: "c", Linux: &runtimev1.LinuxContainerResources{CpuShares: 7}})
+			return err
+		}},
+		{"UpdatePod p 2 7", func(ctx context.Context, c *client) error {
+			_, err := c.UpdatePodSandboxResources(ctx, &runtimev1.UpdatePodSandboxResourcesRequest{PodSandboxId: "p",
+				Overhead: &runtimev1.LinuxContainerResources{CpuShares: 2}, Resources: &runtimev1.LinuxContainerResources{CpuShares: 7}})
+			return err
+		}},
 		{"Remove busybox", func(ctx context.Context, c *client) error {
 			_, err := c.images.RemoveImage(ctx, &runtimev1.RemoveImageRequest{Image: &runtimev1.ImageSpec{Image: "busybox"}})
 			return err
@@ -316,9 +331,11 @@ func TestIDsAreRequired(t *testing.T) {
 	_, removeC := c.RemoveContainer(ctx, &runtimev1.RemoveContainerRequest{})
 	_, statusC := c.ContainerStatus(ctx, &runtimev1.ContainerStatusRequest{})
 	_, reopen := c.ReopenContainerLog(ctx, &runtimev1.ReopenContainerLogRequest{})
+	_, update := c.UpdateContainerResources(ctx, &runtimev1.UpdateContainerResourcesRequest{})
+	_, updateP := c.UpdatePodSandboxResources(ctx, &runtimev1.UpdatePodSandboxResourcesRequest{})
 	_, image := c.images.ImageStatus(ctx, &runtimev1.ImageStatusRequest{})
 	_, removeI := c.images.RemoveImage(ctx, &runtimev1.RemoveImageRequest{})
-	for i, err := range []error{stop, remove, pod, start, stopC, removeC, statusC, reopen, image, removeI} {
+	for i, err := range []error{stop, remove, pod, start, stopC, removeC, statusC, reopen, update, updateP, image, removeI} {
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "must not be empty") {
 			t.Errorf("request %d: got %v, want InvalidArgument", i, err)
 		}

@@ -84,7 +84,7 @@ func (e *Exec) compile(pass *passing, group *cgroup.Group, target *os.File, cfg 
 	if err != nil {
 		return nil, nil, err
 	}
-	spec := *e.c.record.Process
+	spec := *e.c.processSpec()
 	spec.Args, spec.Terminal = cfg.Args, cfg.Terminal
 	p.Spec = &spec
 	stdin := cfg.Stdin

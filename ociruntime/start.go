@@ -76,7 +76,9 @@ func (c *Container) Start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(c.pod.short(c.group, err), c.pod.forget(context.WithoutCancel(ctx), c.record.ID, s.add.Task))
 	}
+	c.mu.Lock()
 	c.record.Spec = nil
+	c.mu.Unlock()
 	go c.dropRoot()
 	return nil
 }
@@ -167,7 +169,7 @@ func (c *Container) process(pass *passing, group *cgroup.Group) (compile.Process
 	}
 	r := c.pod.runtime
 	p := compile.Process{
-		Spec:         c.record.Process,
+		Spec:         c.processSpec(),
 		Keyring:      c.record.ID,
 		Seccomp:      c.record.Filter,
 		CapLast:      r.caps.last,

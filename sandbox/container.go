@@ -48,6 +48,7 @@ type container struct {
 	fingerprint string                          // of the request
 	status      atomic.Pointer[ContainerStatus] // replaced by advance
 	exited      chan struct{}                   // closed by advance on entering containerExited
+	turns       turns                           // of starts, updates and removals
 
 	phase   containerPhase
 	rt      RuntimeContainer // nil before there is one, or if its pause is gone

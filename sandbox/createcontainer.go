@@ -129,7 +129,7 @@ func (p *pod) newContainer(b *building, logs, print string) (*container, error) 
 	if b.labels, err = p.s.labels(b.pod, config, p.level); err != nil {
 		return nil, fmt.Errorf("container config: %w", err)
 	}
-	c := &container{p: p, id: ContainerID(newID()), fingerprint: print, exited: make(chan struct{}), phase: containerCreating}
+	c := &container{p: p, id: ContainerID(newID()), fingerprint: print, exited: make(chan struct{}), turns: newTurns(), phase: containerCreating}
 	c.status.Store(&ContainerStatus{ID: c.id, Pod: p.id, State: ContainerCreated, CreatedAt: time.Now(), containerSpec: spec})
 	return c, nil
 }
@@ -225,6 +225,9 @@ func (b *building) plan(ctx context.Context) error { return b.p.s.plan(ctx, b) }
 
 func (b *building) create(ctx context.Context) error {
 	st := b.status.Load()
+	if b.spec != nil { // nobody else has seen the status yet
+		st.Limits = specLimits(b.spec)
+	}
 	if st.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(st.LogPath), 0o755); err != nil {
 			return fmt.Errorf("make the directory of the log: %w", err)
@@ -235,7 +238,7 @@ func (b *building) create(ctx context.Context) error {
 	rt, err := b.rtPod.Create(ctx, ociruntime.ContainerConfig{ID: string(b.id), Spec: b.spec, Root: root, LogPath: st.LogPath,
 		LineMax: b.p.s.settings.Load().LineMax, Stdin: b.config.Stdin, SharedPID: pidMode(b.config, b.pod) == runtimev1.NamespaceMode_POD}, b.target)
 	if err != nil {
-		return err
+		return ofLimits(err)
 	}
 	b.p.mu.Lock()
 	defer b.p.mu.Unlock()

@@ -32,7 +32,8 @@
 //	<root>/volumes/<container id>/<n>         volumes of the image
 //	/run/netns/cri-<pod id>                   a pod's network namespace, for CNI plugins
 //
-// Concurrency: Service is safe. Service.mu, pod.mu and keeper.mu are taken one at a time, halting after any of
+// Concurrency: Service is safe. The start, the updates and the removal of one container take turns; a turn is waited for
+// with a context, before any lock. Service.mu, pod.mu and keeper.mu are taken one at a time, halting after any of
 // them; only pod.mu is held across I/O, the writing of that pod's record to tmpfs. One goroutine a pod follows the ends of
 // its processes.
 package sandbox

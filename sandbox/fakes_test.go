@@ -221,6 +221,7 @@ type fakeContainer struct {
 	done    bool
 	exit    ociruntime.Exit
 	signals []unix.Signal
+	limits  []ociruntime.Limits // of updates
 }
 
 // end is the end of the process. n.mu is held.
@@ -279,6 +280,16 @@ func (c *fakeContainer) Exit() (ociruntime.Exit, bool) {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()
 	return c.exit, c.done
+}
+
+// Update has limits of its own, so that tests see what was put back.
+func (c *fakeContainer) Update(l ociruntime.Limits) (func() error, error) {
+	var before []ociruntime.Limits
+	err := c.n.effect("Update", func() { before, c.limits = c.limits, append(c.limits[:len(c.limits):len(c.limits)], l) })
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return c.n.effect("UndoUpdate", func() { c.limits = before }) }, nil
 }
 
 func (c *fakeContainer) ReopenLog(context.Context, string) error { return c.n.effect("ReopenLog", nil) }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/store/record"
@@ -54,10 +56,12 @@ func TestPodFiles(t *testing.T) {
 func TestRecordFormat(t *testing.T) {
 	at := time.Date(2026, 8, 1, 2, 3, 4, 5, time.UTC)
 	for file, value := range map[string]any{
-		"pod.json": podRecord{ID: "p1", BootID: "b1", Phase: podReady, Fingerprint: "f", Handler: "h", CreatedAt: at, Config: []byte("c")},
+		"pod.json": podRecord{ID: "p1", BootID: "b1", Phase: podReady, Fingerprint: "f", Handler: "h", CreatedAt: at,
+			Overhead: []byte("o"), Resources: []byte("r"), Updated: true, Config: []byte("c")},
 		"container.json": containerRecord{ID: "c1", Pod: "p1", Phase: containerExited, Fingerprint: "f", CreatedAt: at, StartedAt: at,
 			FinishedAt: at, ExitCode: 137, Reason: ReasonOOMKilled, Message: "m", ImageID: "sha256:1", ImageRef: "r@sha256:2", LogPath: "/l",
-			StopSignal: "SIGTERM", User: User{UID: 1, GID: 2, Groups: []uint32{2, 3}}, Config: []byte("c")},
+			StopSignal: "SIGTERM", User: User{UID: 1, GID: 2, Groups: []uint32{2, 3}},
+			Limits: &Limits{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(7))}}, OOMScoreAdj: 5}, Config: []byte("c")},
 	} {
 		got, err := json.MarshalIndent(value, "", "\t")
 		must(t, err)

@@ -60,6 +60,7 @@ type pod struct {
 	idle    chan struct{}       // closed when users is empty; nil: nobody waits for that
 	wake    chan struct{}       // tells follow that there is another process; nil until followed
 	dirty   bool                // an undo failed: the record must stay
+	updated *podResources       // nil: never
 	doomed  bool                // it is being removed; recorded, so that a later criserver goes on
 }
 
@@ -107,7 +108,7 @@ func (p *pod) doom() {
 
 // publish replaces the status. mu is held.
 func (p *pod) publish() {
-	st := &PodStatus{ID: p.id, State: PodNotReady, CreatedAt: p.createdAt, Handler: p.handler, podSpec: p.spec}
+	st := &PodStatus{ID: p.id, State: PodNotReady, CreatedAt: p.createdAt, Handler: p.handler, updated: p.updated, podSpec: p.spec}
 	if p.phase == podReady {
 		st.State, st.IPs = PodReady, p.ips
 		if p.rt != nil {

@@ -35,6 +35,9 @@ type podRecord struct {
 	Doomed      bool            `json:"doomed,omitempty"`
 	IPs         []netip.Addr    `json:"ips,omitempty"`
 	Level       string          `json:"selinuxLevel,omitempty"`
+	Overhead    []byte          `json:"overhead,omitempty"` // this and the next: runtimev1.LinuxContainerResources, marshalled, if Updated
+	Resources   []byte          `json:"resources,omitempty"`
+	Updated     bool            `json:"updated,omitempty"`
 	Config      []byte          `json:"config"` // runtimev1.PodSandboxConfig, marshalled
 }
 
@@ -56,7 +59,8 @@ type containerRecord struct {
 	LogPath     string         `json:"logPath,omitempty"`
 	StopSignal  string         `json:"stopSignal"`
 	User        User           `json:"user"`
-	Config      []byte         `json:"config"` // runtimev1.ContainerConfig, marshalled
+	Limits      *Limits        `json:"limits,omitempty"` // nil: as config has them
+	Config      []byte         `json:"config"`           // runtimev1.ContainerConfig, marshalled
 }
 
 // write records the pod. mu is held, or nobody else knows the pod.
@@ -69,10 +73,14 @@ func (p *pod) write() error {
 	if err != nil {
 		return fmt.Errorf("encode the runtime handler of pod %s: %w", p.id, err)
 	}
-	return record.Write(filepath.Join(p.dir(), podRecordName), podRecord{
+	r := podRecord{
 		ID: p.id, BootID: p.bootID, Phase: p.phase, Fingerprint: p.fingerprint, Handler: p.handler, Gives: gives,
 		CreatedAt: p.createdAt, Doomed: p.doomed, IPs: p.ips, Level: p.level, Config: config,
-	})
+	}
+	if err := p.updated.write(&r); err != nil {
+		return fmt.Errorf("encode the resources of pod %s: %w", p.id, err)
+	}
+	return record.Write(filepath.Join(p.dir(), podRecordName), r)
 }
 
 // write records the container with the status st. The pod's mu is held, or nobody else knows the container.
@@ -84,7 +92,7 @@ func (c *container) write(st *ContainerStatus) error {
 	return record.Write(c.recordPath(), containerRecord{
 		ID: c.id, Pod: c.p.id, Phase: c.phase, Fingerprint: c.fingerprint, CreatedAt: st.CreatedAt,
 		StartedAt: st.StartedAt, FinishedAt: st.FinishedAt, ExitCode: st.ExitCode, Reason: st.Reason, Message: st.Message, Told: c.told,
-		ImageID: st.ImageID, ImageRef: st.ImageRef, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Config: config,
+		ImageID: st.ImageID, ImageRef: st.ImageRef, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Limits: &st.Limits, Config: config,
 	})
 }
 
@@ -122,6 +130,9 @@ func (s *Service) readPod(id ID) (*pod, error) {
 	}
 	p.spec, p.handler, p.fingerprint, p.createdAt, p.bootID = spec, r.Handler, r.Fingerprint, r.CreatedAt, r.BootID
 	p.phase, p.ips, p.doomed = r.Phase, r.IPs, r.Doomed
+	if p.updated, err = readPodResources(&r); err != nil {
+		return nil, fmt.Errorf("%w: resources: %w", record.ErrCorrupt, err)
+	}
 	if p.doomed && p.phase == podReady {
 		p.phase = podStopping
 	}
@@ -137,7 +148,7 @@ func (s *Service) readPod(id ID) (*pod, error) {
 
 // readContainer makes a container of its record.
 func (p *pod) readContainer(id ContainerID) (*container, error) {
-	c := &container{p: p, id: id, exited: make(chan struct{})}
+	c := &container{p: p, id: id, exited: make(chan struct{}), turns: newTurns()}
 	var r containerRecord
 	if err := record.Read(c.recordPath(), &r); err != nil {
 		return nil, err
@@ -162,7 +173,7 @@ func (p *pod) readContainer(id ContainerID) (*container, error) {
 	spec.ImageID, spec.ImageRef, spec.LogPath, spec.StopSignal, spec.User = r.ImageID, r.ImageRef, r.LogPath, r.StopSignal, r.User
 	c.phase, c.fingerprint, c.told = r.Phase, r.Fingerprint, r.Told
 	st := &ContainerStatus{ID: id, Pod: p.id, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
-		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, containerSpec: spec}
+		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, Limits: p.s.limitsOf(r.Limits, config), containerSpec: spec}
 	switch {
 	case !r.FinishedAt.IsZero():
 		st.State = ContainerExited

@@ -120,7 +120,7 @@ func (p *pod) readContainers() {
 
 // unknownContainer stands for a container of which nothing but its id is known.
 func (p *pod) unknownContainer(id ContainerID) *container {
-	c := &container{p: p, id: id, exited: make(chan struct{}), phase: containerCreating}
+	c := &container{p: p, id: id, exited: make(chan struct{}), turns: newTurns(), phase: containerCreating}
 	c.status.Store(&ContainerStatus{ID: id, Pod: p.id, containerSpec: &containerSpec{}})
 	return c
 }

@@ -45,6 +45,7 @@ type RuntimeContainer interface {
 	Exit() (ociruntime.Exit, bool)
 	Exec(context.Context, ociruntime.ExecConfig) (RuntimeExec, error)
 	ReopenLog(ctx context.Context, path string) error
+	Update(ociruntime.Limits) (undo func() error, err error)
 	Delete(context.Context) error
 }
 

@@ -94,6 +94,8 @@ type Service struct {
 
 	runs        *stage.Group[ID]
 	creates     *stage.Group[ContainerID]
+	lastUpdate  atomic.Uint64
+	updates     *stage.Group[struct{}]
 	starts      *stage.Group[struct{}] // this and the following are joined while they run, and have no result
 	removals    *stage.Group[struct{}] // of containers
 	podStops    *stage.Group[struct{}]
@@ -157,6 +159,7 @@ func newService(config Config) (*Service, error) {
 	s := &Service{config: config, log: config.Log, levels: selinux.NewLevels(config.Categories),
 		runs:        stage.NewGroup[ID]("RunPodSandbox", config.Recorder, config.Log),
 		creates:     stage.NewGroup[ContainerID]("CreateContainer", config.Recorder, config.Log),
+		updates:     stage.NewGroup[struct{}]("UpdateContainerResources", config.Recorder, config.Log),
 		starts:      stage.NewGroup[struct{}]("StartContainer", config.Recorder, config.Log),
 		removals:    stage.NewGroup[struct{}]("RemoveContainer", config.Recorder, config.Log),
 		podStops:    stage.NewGroup[struct{}]("StopPodSandbox", config.Recorder, config.Log),
@@ -186,6 +189,7 @@ func (s *Service) Close(ctx context.Context) {
 	s.runs.Close(ctx) // those that use others first
 	s.creates.Close(ctx)
 	s.starts.Close(ctx)
+	s.updates.Close(ctx)
 	s.podRemovals.Close(ctx)
 	s.podStops.Close(ctx)
 	s.removals.Close(ctx)

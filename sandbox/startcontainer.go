@@ -46,6 +46,11 @@ func (c *container) start(ctx context.Context) error {
 	if c.startedUntold() {
 		return nil
 	}
+	done, err := c.turns.take(ctx)
+	if err != nil {
+		return fmt.Errorf("wait for a change of container %s: %w", c.id, err)
+	}
+	defer done()
 	if err := c.advance(containerStarting, nil); err != nil {
 		return fmt.Errorf("%w; a container is started once, create another", err)
 	}
@@ -100,6 +105,11 @@ func (c *container) remove(ctx context.Context) error {
 			return err
 		}
 	}
+	done, err := c.turns.take(ctx) // of an update that began before
+	if err != nil {
+		return fmt.Errorf("wait for a change of container %s: %w", c.id, err)
+	}
+	defer done()
 	if err := containerSteps.Undo(ctx, &building{container: c}); err != nil {
 		c.takeSoil()
 		return fmt.Errorf("remove container %s: %w", c.id, err)

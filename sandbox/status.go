@@ -59,6 +59,8 @@ type PodStatus struct {
 	IPs       []netip.Addr // of the pod's own network while it is attached, preferred one first; empty on the host network
 	Pid       int          // of pause; 0 unless Ready
 
+	updated *podResources // nil: as config has them
+
 	*podSpec
 }
 
@@ -93,6 +95,7 @@ type ContainerStatus struct {
 	Reason     string    // empty until Exited
 	Message    string    // why a start failed
 	Pid        int       // of the first process; 0 unless Running
+	Limits     Limits    // at present
 
 	*containerSpec
 }

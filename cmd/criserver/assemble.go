@@ -97,7 +97,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			}
 			return network.RemoveDefault() // a node without pods is left as it was found
 		})
-		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Images: images, Network: func() (bool, string, string) {
+		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Resources: pods, Images: images, Network: func() (bool, string, string) {
 			s := network.Status()
 			return s.Ready, s.Reason, s.Message
 		}})

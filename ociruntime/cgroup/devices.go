@@ -20,7 +20,7 @@ func (g *Group) applyDevices(rules []specs.LinuxDeviceCgroup, fresh bool) error 
 		if err != nil {
 			return err
 		}
-		return h.set(g.path, settings)
+		return h.set(g.path, settings, nil)
 	}
 	if h := g.hs.unified; h != nil {
 		if last := rules[len(rules)-1]; fresh && last.Allow && everyDevice(last) {

@@ -22,6 +22,7 @@ type dialect interface {
 
 	oomFile() string
 	memoryLimitFile() string
+	cpusetFile(kind string) string // "cpus" or "mems": what a group may use
 	freeze(h *hierarchy, dir string, freeze bool) error
 	frozen(h *hierarchy, dir string) (bool, error)       // it or a group above it
 	frozenItself(h *hierarchy, dir string) (bool, error) // somebody has said so of this group
@@ -54,22 +55,24 @@ func (now current) bytes(file string) (int64, error) {
 	return n, nil
 }
 
-// Update changes the limits that res names and leaves the others as they are. It stops at the first that fails; those
-// before it stay changed, so a caller that wants all or nothing calls Update again with the old values.
-func (g *Group) Update(res *specs.LinuxResources) error {
-	if err := g.apply(res, false); err != nil {
-		return fmt.Errorf("update cgroup /%s: %w", g.path, err)
+// Update changes the limits that res names and leaves the others as they are. If one cannot be changed, those before it
+// are put back; otherwise the caller can do that with Undo, but for device rules, which are written last.
+// An error can be ErrUnfit or ErrInUse.
+func (g *Group) Update(res *specs.LinuxResources) (*Undo, error) {
+	undo := &Undo{g: g}
+	if err := g.apply(res, undo); err != nil {
+		return nil, errors.Join(fmt.Errorf("update cgroup /%s: %w", g.path, err), undo.Undo())
 	}
-	return nil
+	return undo, nil
 }
 
-// apply computes the settings controller by controller and writes them.
-func (g *Group) apply(res *specs.LinuxResources, fresh bool) error {
+// apply computes the settings controller by controller and writes them. undo is nil for a new group.
+func (g *Group) apply(res *specs.LinuxResources, undo *Undo) error {
 	if res == nil {
 		return nil
 	}
 	if err := unsupported(res); err != nil {
-		return err
+		return unfit(err)
 	}
 	for _, l := range limits {
 		if !l.wanted(res) {
@@ -80,56 +83,70 @@ func (g *Group) apply(res *specs.LinuxResources, fresh bool) error {
 			if l.controller == "hugetlb" && onlyZeroHugepages(res) {
 				continue // the kubelet sends every page size with 0
 			}
-			return fmt.Errorf("set %s limit: no %s controller is mounted", l.controller, l.controller)
+			return unfit(fmt.Errorf("set %s limit: no %s controller is mounted", l.controller, l.controller))
+		}
+		if l.controller == "cpuset" {
+			if err := g.fitsAbove(h, res.CPU); err != nil {
+				return fmt.Errorf("set cpuset limit: %w", err)
+			}
 		}
 		var now current
-		if !fresh || l.reads {
+		if undo != nil || l.reads {
 			now = func(file string) (string, error) { return h.read(g.path, file) }
 		}
 		settings, err := l.settings(h.dialect, now, res)
 		if err != nil {
-			return fmt.Errorf("set %s limit: %w", l.controller, err)
+			return fmt.Errorf("set %s limit: %w", l.controller, computed(err))
 		}
-		if err := h.set(g.path, settings); err != nil {
+		if err := h.set(g.path, settings, undo); err != nil {
 			return err
 		}
 	}
-	if err := g.applyUnified(res.Unified); err != nil {
+	if err := g.applyUnified(res.Unified, undo); err != nil {
 		return err
 	}
-	return g.applyDevices(res.Devices, fresh)
+	return g.applyDevices(res.Devices, undo == nil)
 }
 
 // applyUnified writes cgroup2 files verbatim.
-func (g *Group) applyUnified(files map[string]string) error {
+func (g *Group) applyUnified(files map[string]string, undo *Undo) error {
 	if len(files) == 0 {
 		return nil
 	}
 	h := g.hs.unified
 	if h == nil {
-		return errors.New("set unified limits: no cgroup2 is mounted")
+		return unfit(errors.New("set unified limits: no cgroup2 is mounted"))
 	}
 	settings, err := unifiedSettings(files, h.Controllers)
 	if err != nil {
-		return err
+		return unfit(err)
 	}
-	return h.set(g.path, settings)
+	return h.set(g.path, settings, undo)
 }
 
-// set writes settings in their order; consecutive writes to one file open it once.
-func (h *hierarchy) set(dir string, settings []setting) error {
+// set writes settings in their order; consecutive writes to one file open it once. undo, if there is one, notes what
+// the files said.
+func (h *hierarchy) set(dir string, settings []setting, undo *Undo) error {
 	fd, open := -1, ""
 	defer func() { _ = unix.Close(fd) }()
 	for _, s := range settings {
+		if undo != nil {
+			undo.before(h, s)
+		}
 		if s.file != open {
 			_ = unix.Close(fd)
 			var err error
 			if fd, err = h.openFD(dir, s.file, unix.O_WRONLY); err != nil {
 				fd, open = -1, ""
-				if s.optional && errors.Is(err, fs.ErrNotExist) {
+				missing := errors.Is(err, fs.ErrNotExist)
+				if s.optional && missing {
 					continue
 				}
-				return s.failed(h, dir, err)
+				err = s.failed(h, dir, err)
+				if missing && unix.Faccessat(h.root, orDot(dir), unix.F_OK, 0) == nil { // the group is there
+					err = unfit(err)
+				}
+				return err
 			}
 			open = s.file
 		}
@@ -141,5 +158,5 @@ func (h *hierarchy) set(dir string, settings []setting) error {
 }
 
 func (s setting) failed(h *hierarchy, dir string, err error) error {
-	return fmt.Errorf("set %s %s in %s: %w", s.what, strings.TrimSuffix(s.value, "\n"), h.abs(dir, s.file), err)
+	return fmt.Errorf("set %s %s in %s: %w", s.what, strings.TrimSuffix(s.value, "\n"), h.abs(dir, s.file), refused(err))
 }

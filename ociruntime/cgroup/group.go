@@ -36,7 +36,7 @@ func (hs *Hierarchies) Create(parent, name string, res *specs.LinuxResources) (*
 		made = append(made, h)
 	}
 	if err == nil {
-		err = g.apply(res, true)
+		err = g.apply(res, nil)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create cgroup /%s: %w", g.path, err), g.undo(made))

@@ -37,6 +37,12 @@ func (g *Group) Empty() (bool, error) {
 	return len(pids) == 0, err
 }
 
+// Processes lists the process ids in g and below. A group that is gone has none.
+func (g *Group) Processes() ([]int, error) {
+	h := g.hs.watch
+	return g.processes(h, g.dir(h))
+}
+
 // processes lists all process ids in dir and below, in this process' pid namespace.
 func (g *Group) processes(h *hierarchy, dir string) ([]int, error) {
 	text, err := h.read(dir, "cgroup.procs")

@@ -85,7 +85,7 @@ func TestLimitsOnV1(t *testing.T) {
 			[]want{{"devices", "devices.list", "a *:* rwm"}}},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			if err := g.Update(&step.res); err != nil {
+			if _, err := g.Update(&step.res); err != nil {
 				t.Fatal(err)
 			}
 			check(step.wants...)
@@ -100,7 +100,7 @@ func TestUpdateRefusesLimitBelowUsage(t *testing.T) {
 	}
 	g := create(t, hs, nil)
 	start(t, g, "exec sleep 60")
-	err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(4096)), CheckBeforeUpdate: ptr(true)}})
+	_, err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(4096)), CheckBeforeUpdate: ptr(true)}})
 	if err == nil || !strings.Contains(err.Error(), "new memory limit 4096 is below the present usage") {
 		t.Errorf("Update = %v", err)
 	}
@@ -133,7 +133,7 @@ func TestHugetlbOnTheUnifiedHierarchy(t *testing.T) {
 	if got := value(t, g, "", "hugetlb.2MB.max"); got != "4194304" {
 		t.Errorf("hugetlb.2MB.max = %s", got)
 	}
-	if err := g.Update(&specs.LinuxResources{Unified: map[string]string{"hugetlb.2MB.max": "max"}}); err != nil {
+	if _, err := g.Update(&specs.LinuxResources{Unified: map[string]string{"hugetlb.2MB.max": "max"}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := value(t, g, "", "hugetlb.2MB.max"); got != "max" {
@@ -242,11 +242,11 @@ func TestDeviceRulesHold(t *testing.T) {
 		g := create(t, alone, &specs.LinuxResources{Devices: rules})
 		check(t, g, "exit status 7")
 		open := []specs.LinuxDeviceCgroup{{Allow: true, Type: "a"}, {Allow: false, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(7)), Access: "w"}}
-		if err := g.Update(&specs.LinuxResources{Devices: open}); err != nil {
+		if _, err := g.Update(&specs.LinuxResources{Devices: open}); err != nil {
 			t.Fatal(err)
 		}
 		check(t, g, "exit status 8") // zero may be written now
-		if err := g.Update(&specs.LinuxResources{Devices: rules}); err != nil {
+		if _, err := g.Update(&specs.LinuxResources{Devices: rules}); err != nil {
 			t.Fatal(err)
 		}
 		check(t, g, "exit status 7") // the earlier filters are not there beside this one

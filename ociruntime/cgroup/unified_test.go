@@ -111,7 +111,7 @@ func TestLimitsOnV2(t *testing.T) {
 			limitFiles{"memory.oom.group": "0", "memory.high": "max", "cpu.max": "7000 20000", "cgroup.max.depth": "max"}},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			if err := g.Update(&step.res); err != nil {
+			if _, err := g.Update(&step.res); err != nil {
 				t.Fatal(err)
 			}
 			want = want.with(step.want)
@@ -123,7 +123,7 @@ func TestLimitsOnV2(t *testing.T) {
 			t.Skip("there is one only")
 		}
 		for _, cpus := range []string{"0-1", "1"} {
-			if err := g.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: cpus}}); err != nil {
+			if _, err := g.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: cpus}}); err != nil {
 				t.Fatal(err)
 			}
 			limitFiles{"cpuset.cpus": cpus, "cpuset.cpus.effective": cpus}.check(t, g)
@@ -131,36 +131,41 @@ func TestLimitsOnV2(t *testing.T) {
 	})
 }
 
-// An update that fails in the middle is taken back by one with the old limits.
+// An update that fails in the middle leaves what was there before; one that succeeds can be taken back.
 func TestUpdateTakenBackOnV2(t *testing.T) {
 	hs := onlyV2(t, "cpu", "cpuset", "memory", "pids", "hugetlb")
 	old, want := everyLimit()
 	g := create(t, hs, old)
 	start(t, g, "exec sleep 60")
-	for name, change := range map[string]func(to *specs.LinuxResources){
-		"raise": func(to *specs.LinuxResources) {
-			to.Memory = &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(256 << 20)), Reservation: ptr(int64(64 << 20))}
-			to.CPU = &specs.LinuxCPU{Shares: ptr(uint64(2048)), Quota: ptr(int64(90000)), Period: ptr(uint64(100000)), Burst: ptr(uint64(50000))}
-			to.Pids = &specs.LinuxPids{Limit: ptr(int64(100))}
+	for name, to := range map[string]*specs.LinuxResources{
+		"raise": {
+			Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20)), Swap: ptr(int64(256 << 20)), Reservation: ptr(int64(64 << 20))},
+			CPU:    &specs.LinuxCPU{Shares: ptr(uint64(2048)), Quota: ptr(int64(90000)), Period: ptr(uint64(100000)), Burst: ptr(uint64(50000))},
+			Pids:   &specs.LinuxPids{Limit: ptr(int64(100))},
 		},
-		"lower": func(to *specs.LinuxResources) {
-			to.Memory = &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20)), Reservation: ptr(int64(16 << 20))}
-			to.CPU = &specs.LinuxCPU{Shares: ptr(uint64(102)), Quota: ptr(int64(2000)), Period: ptr(uint64(10000)), Burst: ptr(uint64(1000))}
-			to.Pids = &specs.LinuxPids{Limit: ptr(int64(2))}
+		"lower": {
+			Memory: &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20)), Reservation: ptr(int64(16 << 20))},
+			CPU:    &specs.LinuxCPU{Shares: ptr(uint64(102)), Quota: ptr(int64(2000)), Period: ptr(uint64(10000)), Burst: ptr(uint64(1000))},
+			Pids:   &specs.LinuxPids{Limit: ptr(int64(2))},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			to := &specs.LinuxResources{Unified: map[string]string{"memory.oom.group": "7"}}
-			change(to)
-			err := g.Update(to)
-			if err == nil || !strings.Contains(err.Error(), "set unified limit 7 in "+g.Paths()[""]+"/memory.oom.group: ") {
+			to.Unified = map[string]string{"memory.oom.group": "7"}
+			_, err := g.Update(to)
+			if !errors.Is(err, ErrUnfit) || !strings.Contains(err.Error(), "set unified limit 7 in "+g.Paths()[""]+"/memory.oom.group: ") {
 				t.Fatalf("Update = %v", err)
 			}
-			if got := value(t, g, "", "pids.max"); got == want["pids.max"] {
-				t.Error("the update failed before it had changed anything")
-			}
-			if err := g.Update(old); err != nil {
+			want.check(t, g)
+			to.Unified = nil
+			undo, err := g.Update(to)
+			if err != nil {
 				t.Fatal(err)
+			}
+			if got := value(t, g, "", "pids.max"); got == want["pids.max"] {
+				t.Error("the update has changed nothing")
+			}
+			if err := undo.Undo(); err != nil {
+				t.Error(err)
 			}
 			want.check(t, g)
 		})
@@ -196,7 +201,7 @@ func TestBlockIOOnV2(t *testing.T) {
 		{"raise and lower", &specs.LinuxBlockIO{ThrottleReadBpsDevice: rate(1 << 22), ThrottleWriteIOPSDevice: rate(10)}, number + " rbps=4194304 wbps=2097152 riops=50 wiops=10"},
 		{"no limits", &specs.LinuxBlockIO{ThrottleReadBpsDevice: rate(0), ThrottleWriteBpsDevice: rate(0), ThrottleReadIOPSDevice: rate(0), ThrottleWriteIOPSDevice: rate(0)}, ""},
 	} {
-		if err := g.Update(&specs.LinuxResources{BlockIO: step.to}); err != nil {
+		if _, err := g.Update(&specs.LinuxResources{BlockIO: step.to}); err != nil {
 			t.Fatalf("%s: %v", step.name, err)
 		}
 		if got := value(t, g, "", "io.max"); got != step.want {
@@ -209,7 +214,7 @@ func TestBlockIOOnV2(t *testing.T) {
 // testBlockWeight sets weights in the file of whichever scheduler the kernel has for them.
 func testBlockWeight(t *testing.T, g *Group, disk specs.LinuxBlockIODevice) {
 	t.Helper()
-	err := g.Update(&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(500))}})
+	_, err := g.Update(&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(500))}})
 	for file, want := range map[string]string{"io.bfq.weight": "500", "io.weight": "4950"} {
 		text, missing := os.ReadFile(g.Paths()[""] + "/" + file)
 		if missing != nil {
@@ -219,7 +224,7 @@ func testBlockWeight(t *testing.T, g *Group, disk specs.LinuxBlockIODevice) {
 			t.Errorf("%s = %q, want %s: %v", file, first, want, err)
 		}
 		weight := []specs.LinuxWeightDevice{{LinuxBlockIODevice: disk, Weight: ptr(uint16(1000))}}
-		if err := g.Update(&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{WeightDevice: weight}}); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // which it is without a scheduler of weights
+		if _, err := g.Update(&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{WeightDevice: weight}}); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // which it is without a scheduler of weights
 			t.Errorf("weight of one disk: %v", err)
 		}
 		return
@@ -316,7 +321,7 @@ func TestMemoryLimitBelowUsageOnV2(t *testing.T) {
 		have  string
 	}{{24 << 20, nil, "25165824"}, {2 << 20, unix.EAGAIN, "25165824"}} {
 		usage := value(t, g, "", "memory.current")
-		if err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &step.limit}}); !errors.Is(err, step.want) {
+		if _, err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &step.limit}}); !errors.Is(err, step.want) {
 			t.Errorf("limit %d below the usage %s: %v, want %v", step.limit, usage, err, step.want)
 		}
 		limitFiles{"memory.max": step.have}.check(t, g)
@@ -343,7 +348,7 @@ func TestLimitsWithoutSwapAccounting(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := h.set("", settings); !errors.Is(err, want) {
+		if err := h.set("", settings, nil); !errors.Is(err, want) {
 			t.Errorf("memory and swap together %d: %v, want %v", swap, err, want)
 		}
 	}
@@ -362,7 +367,7 @@ func TestPressureOfGroup(t *testing.T) {
 			t.Errorf("%s: %q", file, text)
 		}
 	}
-	if err := g.Update(&specs.LinuxResources{Unified: map[string]string{"cgroup.pressure": "0"}}); err != nil {
+	if _, err := g.Update(&specs.LinuxResources{Unified: map[string]string{"cgroup.pressure": "0"}}); err != nil {
 		t.Fatal(err)
 	}
 	limitFiles{"cgroup.pressure": "0"}.check(t, g)
@@ -398,7 +403,7 @@ func TestDeviceFilters(t *testing.T) {
 	}
 	for _, rules := range [][]specs.LinuxDeviceCgroup{typical().Devices, all, typical().Devices} {
 		before := attached(g)
-		if err := g.Update(&specs.LinuxResources{Devices: rules}); err != nil {
+		if _, err := g.Update(&specs.LinuxResources{Devices: rules}); err != nil {
 			t.Fatal(err)
 		}
 		if ids := attached(g); len(ids) != 1 || len(before) == 1 && ids[0] == before[0] {

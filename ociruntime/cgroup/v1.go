@@ -17,6 +17,7 @@ type v1 struct{}
 
 func (v1) oomFile() string                                    { return "memory.oom_control" }
 func (v1) memoryLimitFile() string                            { return "memory.limit_in_bytes" }
+func (v1) cpusetFile(kind string) string                      { return "cpuset." + kind }
 func (v1) freeze(h *hierarchy, dir string, freeze bool) error { return freezeV1(h, dir, freeze) }
 func (v1) frozen(h *hierarchy, dir string) (bool, error)      { return frozenV1(h, dir) }
 func (v1) frozenItself(h *hierarchy, dir string) (bool, error) {
@@ -141,6 +142,8 @@ func (v1) memory(now current, m *specs.LinuxMemory) ([]setting, error) {
 	}
 	if set(m.Swap) {
 		memsw.value = strconv.FormatInt(max(*m.Swap, -1), 10)
+		// Without swap accounting there is no file; then any amount and none, as far as anybody can tell, hold by themselves.
+		memsw.optional = *m.Swap < 0 || set(m.Limit) && *m.Swap == *m.Limit
 	}
 	s, err := memoryOrder(now, m, limit, memsw)
 	if err != nil {
@@ -172,7 +175,7 @@ func memoryOrder(now current, m *specs.LinuxMemory, limit, memsw setting) ([]set
 		return nil, err
 	}
 	oldMemsw, err := now.bytes(memsw.file)
-	if errors.Is(err, unix.ENOENT) && memsw.value == "" { // no swap accounting
+	if errors.Is(err, unix.ENOENT) && (memsw.value == "" || memsw.optional) { // no swap accounting
 		return []setting{limit}, nil
 	}
 	if err != nil {
@@ -209,7 +212,7 @@ func refuseBelowUsage(now current, m *specs.LinuxMemory, file string) error {
 	}
 	usage, err := now.bytes(file)
 	if err == nil && *m.Limit < usage {
-		err = fmt.Errorf("new memory limit %d is below the present usage %d", *m.Limit, usage)
+		err = refusal{fmt.Errorf("new memory limit %d is below the present usage %d", *m.Limit, usage), ErrInUse}
 	}
 	return err
 }

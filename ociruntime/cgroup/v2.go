@@ -17,6 +17,7 @@ type v2 struct{}
 
 func (v2) oomFile() string                                    { return "memory.events" }
 func (v2) memoryLimitFile() string                            { return "memory.max" }
+func (v2) cpusetFile(kind string) string                      { return "cpuset." + kind + ".effective" }
 func (v2) freeze(h *hierarchy, dir string, freeze bool) error { return freezeV2(h, dir, freeze) }
 func (v2) frozen(h *hierarchy, dir string) (bool, error)      { return frozenV2(h, dir) }
 func (v2) frozenItself(h *hierarchy, dir string) (bool, error) {

@@ -103,10 +103,10 @@ func TestBadContainers(t *testing.T) {
 		}, codes.InvalidArgument, "memory_swap_limit_in_bytes"},
 		{"huge pages of another machine", func(c *cri.ContainerConfig) {
 			c.Linux.Resources.HugepageLimits = []*cri.HugepageLimit{{PageSize: "32MB", Limit: 64 << 20}}
-		}, codes.Unknown, "32MB"},
+		}, codes.InvalidArgument, "32MB"},
 		{"OOM score", func(c *cri.ContainerConfig) { c.Linux.Resources.OomScoreAdj = 1001 }, codes.InvalidArgument, "oom_score_adj"},
 		{"cpuset", func(c *cri.ContainerConfig) { c.Linux.Resources.CpusetCpus = "zero" }, codes.InvalidArgument, "cpuset_cpus"},
-		{"cpuset of another machine", func(c *cri.ContainerConfig) { c.Linux.Resources.CpusetCpus = "500" }, codes.Unknown, "cpuset"},
+		{"cpuset of another machine", func(c *cri.ContainerConfig) { c.Linux.Resources.CpusetCpus = "500" }, codes.InvalidArgument, "cpuset.cpus 500"},
 		{"capability", func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"no way"}}
 		}, codes.InvalidArgument, "add_capabilities[0]"},

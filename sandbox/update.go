@@ -1,0 +1,182 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/ociruntime/limits"
+	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/stage"
+)
+
+// Limits are what a container may use.
+type Limits struct {
+	Resources   *specs.LinuxResources `json:"resources,omitempty"` // without devices; see package limits
+	OOMScoreAdj int                   `json:"oomScoreAdj,omitempty"`
+}
+
+// Resources are the limits of the container at present, in CRI's terms.
+func (st *ContainerStatus) Resources() *runtimev1.LinuxContainerResources {
+	return specgen.FromOCI(st.Limits.Resources, st.Limits.OOMScoreAdj)
+}
+
+// specLimits are the limits in a spec.
+func specLimits(spec *specs.Spec) Limits {
+	l := Limits{}
+	if r := spec.Linux.Resources; r != nil {
+		own := *r
+		own.Devices = nil
+		l.Resources = &own
+	}
+	if score := spec.Process.OOMScoreAdj; score != nil {
+		l.OOMScoreAdj = *score
+	}
+	return l
+}
+
+// limitsOf are recorded limits, or, of an older criserver's record, those of the config.
+func (s *Service) limitsOf(recorded *Limits, config *runtimev1.ContainerConfig) Limits {
+	if recorded != nil {
+		return *recorded
+	}
+	r := config.GetLinux().GetResources()
+	res, err := specgen.Resources(r, s.host.CgroupV2)
+	if err != nil { // it was made of it
+		res = &specs.LinuxResources{}
+	}
+	return Limits{Resources: res, OOMScoreAdj: int(r.GetOomScoreAdj())}
+}
+
+// UpdateContainer changes the limits of a container that is created or running: now, in its record and, if it has not
+// started, in what it will start with; all of it or nothing. Zero and empty fields stay as they are; see package limits.
+func (s *Service) UpdateContainer(ctx context.Context, id ContainerID, change *runtimev1.LinuxContainerResources) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	todo := ociruntime.Limits{}
+	if todo.Resources, err = specgen.Change(change, s.host.CgroupV2); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if score := int(change.GetOomScoreAdj()); score != 0 {
+		todo.OOMScoreAdj = &score
+	}
+	key := string(c.id) + " update " + strconv.FormatUint(s.lastUpdate.Add(1), 10) // each is one of its own; they take turns
+	return join(ctx, s.updates, key, func(ctx context.Context) error {
+		_, err := c.update(ctx, todo)
+		return err
+	})
+}
+
+// update is the one way to change the limits of a container: it decides, changes, records and publishes. Updates of one
+// container take turns with each other, its start and its removal. undo takes this one back, unless the container has gone.
+func (c *container) update(ctx context.Context, change ociruntime.Limits) (undo func(context.Context) error, err error) {
+	ctx, _, leave, err := c.p.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	done, err := c.turns.take(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("wait for another change of container %s: %w", c.id, err)
+	}
+	defer done()
+	rt, err := c.changeable()
+	if err != nil {
+		return nil, err
+	}
+	before := c.status.Load().Limits
+	after := before
+	if change.Resources != nil {
+		change.Resources, after.Resources, err = limits.Plan(before.Resources, change.Resources)
+		if err != nil {
+			return nil, fmt.Errorf("%w: linux.memory_swap_limit_in_bytes: %w", ErrInvalid, err)
+		}
+	}
+	if change.OOMScoreAdj != nil {
+		after.OOMScoreAdj = *change.OOMScoreAdj
+	}
+	var back func() error
+	err = stage.Run(ctx, "limits", 0, func(context.Context) (err error) {
+		back, err = rt.Update(change)
+		return ofLimits(err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.limit(after); err != nil {
+		return nil, errors.Join(err, back())
+	}
+	return func(ctx context.Context) error { return c.takeBack(ctx, back, before) }, nil
+}
+
+// takeBack ends an update whose caller could not do what belongs to it.
+func (c *container) takeBack(ctx context.Context, back func() error, before Limits) error {
+	done, err := c.turns.take(ctx)
+	if err != nil {
+		return fmt.Errorf("take back the limits of container %s: %w", c.id, err)
+	}
+	defer done()
+	if _, err := c.changeable(); err != nil {
+		return nil
+	}
+	return errors.Join(back(), c.limit(before))
+}
+
+// changeable returns the runtime's container if its limits can be changed.
+func (c *container) changeable() (RuntimeContainer, error) {
+	switch phase, rt := c.look(); {
+	case phase == containerRemoved:
+		return nil, fmt.Errorf("container %s: %w", c.id, ErrNotFound)
+	case phase != containerCreated && phase != containerRunning || rt == nil:
+		return nil, fmt.Errorf("%w: container %s is %s", ErrState, c.id, phase)
+	default:
+		return rt, nil
+	}
+}
+
+// limit records and publishes limits. It is the door of advance for what is no change of phase.
+func (c *container) limit(to Limits) error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	next := *c.status.Load()
+	next.Limits = to
+	if err := c.write(&next); err != nil {
+		return err
+	}
+	c.status.Store(&next)
+	return nil
+}
+
+// ofLimits tells refusals of limits by what they are.
+func ofLimits(err error) error {
+	switch {
+	case errors.Is(err, cgroup.ErrUnfit):
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	case errors.Is(err, cgroup.ErrInUse):
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return err
+}
+
+// turns let one change at a time through.
+type turns chan struct{}
+
+func newTurns() turns { return make(turns, 1) }
+
+// take waits for its turn, which done ends.
+func (t turns) take(ctx context.Context) (done func(), err error) {
+	select {
+	case t <- struct{}{}:
+		return func() { <-t }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
