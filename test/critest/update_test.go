@@ -27,12 +27,6 @@ func (c *container) update(t testing.TB, r *cri.LinuxContainerResources) {
 	}
 }
 
-// unifiedHost says whether limits are those of cgroup2.
-func unifiedHost() bool {
-	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
-	return err == nil
-}
-
 // limitFile is what a file of a container's cgroup should say, in v1 and v2.
 type limitFile struct{ v1, v2, want1, want2 string }
 
