@@ -168,6 +168,7 @@ func (r *Runtime) CleanPod(ctx context.Context, c PodConfig, containerIDs []stri
 		if err != nil {
 			errs = append(errs, fmt.Errorf("clean cgroup of %s: %w", id, err))
 		}
+		errs = append(errs, p.cleanBundle(ctx, id))
 	}
 	return errors.Join(append(errs, p.removeGroup(ctx))...)
 }
@@ -185,7 +186,7 @@ func (r *Runtime) CleanContainer(ctx context.Context, c PodConfig, id string) er
 	if err != nil {
 		return fmt.Errorf("clean cgroup of %s: %w", id, err)
 	}
-	return nil
+	return p.cleanBundle(ctx, id)
 }
 
 // adoptContainers rebuilds the containers from their records and from what pause says of them.
@@ -219,11 +220,15 @@ func (p *Pod) adoptContainers(ctx context.Context, tasks []pause.Task) error {
 func (p *Pod) adoptContainer(ctx context.Context, id string, t pause.Task, known bool) error {
 	c := &Container{pod: p, exited: make(chan struct{})}
 	err := readRecord(p.recordPath(id), &c.record)
+	c.hooks = hooksOf(id, c.record.Spec)
 	if err == nil {
 		c.group, err = p.runtime.config.Cgroups.Open(p.parent, id)
 	}
 	if err == nil && known && t.State == pause.Added { // criserver was killed within a start: that begins anew
 		err, known = p.conn.Remove(ctx, t.Task), false
+	}
+	if err == nil && known && c.hooks != nil { // an earlier criserver was killed when it had started it
+		err = p.detachBundle(id)
 	}
 	if err != nil {
 		closeFiles([]*os.File{t.PidFD})

@@ -46,6 +46,7 @@ type Container struct {
 	pod    *Pod
 	record record
 	group  *cgroup.Group
+	hooks  *hooks // nil: none
 	exited chan struct{}
 
 	mu    sync.Mutex
@@ -133,6 +134,12 @@ func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err
 		return nil, err
 	}
 	undo.add(func() error { return os.Remove(p.recordPath(cc.ID)) })
+	if c.hooks = hooksOf(cc.ID, cc.Spec); c.hooks != nil {
+		undo.add(func() error { return os.RemoveAll(p.bundle(cc.ID)) })
+		if err = p.writeBundle(cc.ID, cc.Spec); err != nil {
+			return nil, fmt.Errorf("write the bundle: %w", err)
+		}
+	}
 	if err = <-kept; err != nil {
 		return nil, fmt.Errorf("keep the root: %w", p.short(p.group, err))
 	}
@@ -310,6 +317,11 @@ func (c *Container) Delete(ctx context.Context) error {
 	}
 	if err := c.group.Delete(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+	}
+	if c.hooks != nil {
+		if err := c.pod.removeBundle(ctx, c.record.ID, c.hooks); err != nil {
+			errs = append(errs, fmt.Errorf("remove the bundle: %w", err))
+		}
 	}
 	if err := os.Remove(c.pod.recordPath(c.record.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)

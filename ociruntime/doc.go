@@ -10,6 +10,15 @@
 //	pause.sock      pause listens here for criservers that come later
 //	exits           exit records, written by pause
 //	oci-<id>.json   what must be known of a container after a restart
+//	bundle-<id>/    of a container with hooks: config.json, and rootfs, where its root is attached while it starts
+//
+// # Hooks
+//
+// A container with OCI hooks starts more slowly than others, which pay nothing for it. Its root is attached in its bundle on
+// the host, and the child begins in a copy of the host's mounts, where it is too. When everything is mounted the child waits:
+// prestart and createRuntime hooks run beside criserver, createContainer hooks as processes of pause in the child's namespaces.
+// It waits once more, complete but for its last confinement, for startContainer hooks. A hook that fails ends the start;
+// poststart and poststop hooks are only reported. Poststop hooks run if there was a start, whoever started the container.
 //
 // Nothing here is durable: after a reboot all of it is worthless.
 //

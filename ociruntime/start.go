@@ -13,6 +13,7 @@ import (
 
 	"github.com/criserver/criserver/ociruntime/cgroup"
 	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/hook"
 	"github.com/criserver/criserver/ociruntime/program"
 	"github.com/criserver/criserver/pause"
 )
@@ -47,10 +48,11 @@ type start struct {
 	console bool
 	add     pause.Container
 	stdio   [3]program.FD
+	hooking *hooking // nil: there are no hooks
 }
 
 // Start makes the container run. It can be tried once; after an error the container is as good as exited.
-func (c *Container) Start(ctx context.Context) error {
+func (c *Container) Start(ctx context.Context) (err error) {
 	c.mu.Lock()
 	spec, root := c.spec, c.root
 	c.spec, c.root = nil, nil
@@ -60,6 +62,12 @@ func (c *Container) Start(ctx context.Context) error {
 	}
 	s := &start{c: c, spec: spec}
 	defer s.close()
+	if c.hooks != nil {
+		defer func() { err = errors.Join(err, c.pod.detachBundle(c.record.ID)) }()
+		if root, err = s.prepareHooks(root); err != nil {
+			return fmt.Errorf("prepare for hooks: %w", err)
+		}
+	}
 	rootFD := s.own(root)
 	if err := s.openStdio(); err != nil {
 		return err
@@ -80,6 +88,9 @@ func (c *Container) Start(ctx context.Context) error {
 	c.record.Spec = nil
 	c.mu.Unlock()
 	go c.dropRoot()
+	if c.hooks != nil {
+		c.pod.runAfter(ctx, hook.Poststart, c.hooks.Poststart, c.hooks.state(c.pod, specs.StateRunning, c.Pid()))
+	}
 	return nil
 }
 
@@ -117,6 +128,9 @@ func (c *Container) Explain() (string, error) {
 	s := &start{c: c, spec: spec}
 	defer s.close()
 	rootFD := s.give(root)
+	if c.hooks != nil {
+		s.hooking = &hooking{in: &compile.Hooks{Host: rootFD, Sync: rootFD, Confine: len(c.hooks.StartContainer) > 0}} // the numbers do not matter
+	}
 	if err := s.openStdio(); err != nil {
 		return "", err
 	}
@@ -148,6 +162,9 @@ func (s *start) compile(ctx context.Context, root program.FD) (*program.Program,
 		Readonly:     linux.ReadonlyPaths,
 		CgroupNS:     hasNamespace(linux, specs.CgroupNamespace),
 		Console:      s.console,
+	}
+	if s.hooking != nil {
+		in.Hooks = s.hooking.in
 	}
 	if strings.Contains(linux.RootfsPropagation, "shared") {
 		in.RootShared = unix.MS_SHARED
@@ -219,10 +236,16 @@ func (s *start) run(ctx context.Context, prog *program.Program) error {
 		time.AfterFunc(abortBound, abandon)
 		_ = c.group.Kill(fresh) // then pause answers
 	})()
-	started, err := p.conn.Start(fresh, request)
+	started, err := s.withHooks(ctx, func() (pause.Started, error) {
+		started, err := p.conn.Start(fresh, request)
+		if err != nil {
+			err = errors.Join(context.Cause(ctx), explain(prog, err))
+		}
+		return started, err
+	})
 	if err != nil {
 		p.unwatch(request.Task)
-		return errors.Join(context.Cause(ctx), explain(prog, err))
+		return err
 	}
 	c.mu.Lock()
 	c.task, c.pid, c.pidfd = request.Task, started.PID, started.PidFD

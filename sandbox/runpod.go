@@ -107,7 +107,7 @@ func (p *pod) takeSoil() bool {
 }
 
 func (p *pod) makeDir(ctx context.Context) error {
-	if err := os.Mkdir(p.dir(), 0o700); err != nil {
+	if err := os.Mkdir(p.dir(), 0o711); err != nil {
 		return err
 	}
 	if err := p.write(); err != nil {

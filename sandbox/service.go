@@ -168,8 +168,8 @@ func newService(config Config) (*Service, error) {
 	s.settings.Store(config.Settings.settled())
 	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}}
 	s.table.Store(&table{})
-	for _, dir := range []string{s.podsDir(), s.volumesDir()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	for dir, mode := range map[string]os.FileMode{config.StateDir: 0o711, s.podsDir(): 0o711, s.volumesDir(): 0o700} { // see ociruntime: bundles are in pods
+		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {
 			return nil, fmt.Errorf("prepare directories: %w", err)
 		}
 	}

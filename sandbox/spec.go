@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime"
@@ -56,7 +57,7 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 		PodID: string(p.id), Hostname: p.hostname(b.pod), CgroupsPath: filepath.Join("/", b.pod.GetLinux().GetCgroupParent(), string(b.id)),
 		Files: specgen.PodFiles{Hostname: filepath.Join(p.dir(), HostnameFile), Hosts: filepath.Join(p.dir(), HostsFile),
 			ResolvConf: filepath.Join(p.dir(), ResolvFile), Shm: filepath.Join(p.dir(), ociruntime.ShmName)},
-		Volumes: b.volumes, Labels: b.labels, Host: s.host, Handler: p.gives,
+		Namespaces: b.namespaces(), Volumes: b.volumes, Labels: b.labels, Host: s.host, Handler: p.gives,
 		User: func(r user.Request) (user.User, error) { return user.Resolve(b.root, r) }}
 	if namespaceOptions(b.pod).GetIpc() == runtimev1.NamespaceMode_NODE {
 		in.Files.Shm = "/dev/shm"
@@ -76,6 +77,18 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 	u := b.spec.Process.User
 	b.status.Load().User = User{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids} // nobody else has seen it yet
 	return nil
+}
+
+// namespaces are where the container's come from, for who reads its spec; the runtime knows them.
+func (b *building) namespaces() map[specs.LinuxNamespaceType]string {
+	of := func(pid int, name string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, name) }
+	pause := b.rtPod.Pid()
+	paths := map[specs.LinuxNamespaceType]string{specs.IPCNamespace: of(pause, "ipc"), specs.UTSNamespace: of(pause, "uts"),
+		specs.UserNamespace: of(pause, "user"), specs.NetworkNamespace: b.p.netNSPath()}
+	if b.target != nil {
+		paths[specs.PIDNamespace] = of(b.target.Pid(), "pid")
+	}
+	return paths
 }
 
 // injectDevices adds the CDI devices that the request names, in its field or in annotations, each once.

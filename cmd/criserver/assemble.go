@@ -218,7 +218,7 @@ func (n *node) assembleNetwork() (*cni.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(n.config.State, 0o700); err != nil {
+	if err := os.MkdirAll(n.config.State, 0o711); err != nil {
 		return nil, err
 	}
 	network, err := cni.New(c)

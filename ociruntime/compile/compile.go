@@ -20,8 +20,9 @@ type Container struct {
 	Mounts       []Mount // parents first
 	Masked       []string
 	Readonly     []string
-	CgroupNS     bool // a cgroup namespace whose root is the leaf
-	Console      bool // the terminal also appears as /dev/console
+	CgroupNS     bool   // a cgroup namespace whose root is the leaf
+	Console      bool   // the terminal also appears as /dev/console
+	Hooks        *Hooks // nil: none
 }
 
 // execCalls is about what an exec comes to: half of it are capabilities to drop.
@@ -30,7 +31,7 @@ const execCalls = 80
 // Start compiles the first process of a container.
 func Start(c Container) (*program.Program, error) {
 	b := program.New().Grow(execCalls + 12*len(c.Mounts) + 4*len(c.Readonly) + 6*len(c.Masked))
-	p := process{c.Process, b}
+	p := process{Process: c.Process, b: b}
 	if err := p.prepare(); err != nil {
 		return nil, err
 	}
@@ -38,7 +39,11 @@ func Start(c Container) (*program.Program, error) {
 		b.Call("create the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	t := tree{b, c.Root}
-	b.Call("attach the root", unix.SYS_MOVE_MOUNT, c.Root, program.String(""), unix.AT_FDCWD, program.String(NewRoot), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if c.Hooks != nil {
+		t.attachRoot("attach a copy of the host's mounts", c.Hooks.Host)
+	} else {
+		t.attachRoot("attach the root", c.Root)
+	}
 	t.attachAll(c.Mounts)
 	if c.Console {
 		console := b.Call("mount the terminal on /dev/console", unix.SYS_OPEN_TREE, c.Stdio[0], program.String(""), cloneFlags|emptyPath).Keep()
@@ -50,10 +55,17 @@ func Start(c Container) (*program.Program, error) {
 	for _, path := range c.Masked {
 		t.mask(path)
 	}
+	if c.Hooks != nil {
+		t.enterHost(c.Hooks)
+		wait(b, c.Hooks.Sync, "hooks of the creation")
+		if c.Hooks.Confine {
+			p.sync = &c.Hooks.Sync
+		}
+	}
 	if c.RootReadonly {
 		t.setattr("make the root read-only", c.Root, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
-	t.pivot()
+	t.pivotTo(c.Root, "the root")
 	if c.RootShared != 0 { // pivot_root refuses a shared one
 		t.setattr("set propagation of the root", c.Root, false, unix.MountAttr{Propagation: c.RootShared})
 	}
@@ -66,7 +78,7 @@ func Start(c Container) (*program.Program, error) {
 // Exec compiles an additional process. target is a pidfd of the container's first process.
 func Exec(p Process, target program.FD) (*program.Program, error) {
 	b := program.New().Grow(execCalls)
-	e := process{p, b}
+	e := process{Process: p, b: b}
 	if err := e.prepare(); err != nil {
 		return nil, err
 	}

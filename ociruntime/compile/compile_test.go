@@ -100,6 +100,11 @@ func TestGolden(t *testing.T) {
 		{"mqueue-label", func(c *Container) {
 			c.Mounts = []Mount{{What: "mount mqueue", Destination: "/dev/mqueue", Make: &Filesystem{Type: "mqueue", Source: "mqueue", Label: "u:r:t:s0"}}}
 		}},
+		{"hooks", func(c *Container) {
+			c.Root, c.Hooks = 9, &Hooks{Host: 5, Sync: 8, Confine: true}
+			c.RootReadonly = true
+			c.Mounts = c.Mounts[:1]
+		}},
 		{"absolute-executable", func(c *Container) { c.Spec.Args = []string{"/bin/true"} }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -120,6 +125,17 @@ func TestGoldenExecAndBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "exec", p.Text())
+	cgroup := program.FD(6)
+	h := Hook{Path: "/usr/bin/hook", Args: []string{"hook", "link"}, Env: []string{"A=b"}, Mount: 5, Cgroup: &cgroup}
+	if p, err = CreateHook(plain(), h); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "hook-create", p.Text())
+	h.Cgroup = nil
+	if p, err = StartHook(plain(), h); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "hook-start", p.Text())
 	sync := program.FD(2)
 	p, err = Boot{
 		Tasks: []program.FD{0, 1}, UserNS: &sync, Unshare: unix.CLONE_NEWNET | unix.CLONE_NEWUTS, Hostname: "pod", Loopback: true,

@@ -155,10 +155,15 @@ func (t tree) setattr(what string, fd any, recursive bool, attr unix.MountAttr) 
 	t.b.Call(what, unix.SYS_MOUNT_SETATTR, fd, program.String(""), flags, program.Bytes(data), len(data))
 }
 
-// pivot makes the root, which is attached at NewRoot, the root of the mount namespace.
-func (t tree) pivot() {
-	t.b.Call("enter the root", unix.SYS_FCHDIR, t.root)
-	t.b.Call("pivot to the root", unix.SYS_PIVOT_ROOT, program.String("."), program.String("."))
+// attachRoot attaches what becomes the root of the mount namespace.
+func (t tree) attachRoot(what string, root program.FD) {
+	t.b.Call(what, unix.SYS_MOVE_MOUNT, root, program.String(""), unix.AT_FDCWD, program.String(NewRoot), unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// pivotTo makes an attached mount the root of the mount namespace.
+func (t tree) pivotTo(root program.FD, name string) {
+	t.b.Call("enter "+name, unix.SYS_FCHDIR, root)
+	t.b.Call("pivot to "+name, unix.SYS_PIVOT_ROOT, program.String("."), program.String("."))
 	t.b.Call("detach the old root", unix.SYS_UMOUNT2, program.String("."), unix.MNT_DETACH)
-	t.b.Call("enter the root", unix.SYS_CHDIR, program.String("/"))
+	t.b.Call("enter "+name, unix.SYS_CHDIR, program.String("/"))
 }

@@ -37,11 +37,13 @@ type Process struct {
 	// Rlimits and OOMScoreAdj are for what Spec does not name, where pause has more than its children are to inherit.
 	Rlimits     []specs.POSIXRlimit
 	OOMScoreAdj *int
+	Executable  string // path; "": what Spec.Args names, looked for in PATH
 }
 
 type process struct {
 	Process
-	b *program.Builder
+	b    *program.Builder
+	sync *program.FD // where to wait for hooks before it is confined; nil: there are none
 }
 
 // prepare emits what must happen in the minimal mount namespace.
@@ -98,6 +100,9 @@ func (p process) finish() error {
 	}
 	p.dropBounding(caps.bounding)
 	p.enterAsUser(caps)
+	if p.sync != nil {
+		wait(p.b, *p.sync, "hooks of the start")
+	}
 	p.b.Call("ask to die with pause", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
 	p.b.Call("see that pause lives", unix.SYS_PPOLL, program.Struct{Data: pollFD(), Words: []program.Word{{Offset: 0, Value: program.Pause{}}}}, 1, program.Bytes(make([]byte, 16)), nil, 0).Zero()
 	p.confine(caps)
@@ -285,10 +290,15 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // execute emits one execve for each place where the executable may be.
 func (p process) execute() error {
 	args := p.Spec.Args
-	if len(args) == 0 || args[0] == "" {
+	paths := []string{p.Executable}
+	switch {
+	case p.Executable != "":
+	case len(args) == 0 || args[0] == "":
 		return fmt.Errorf("process.args: no executable")
+	default:
+		paths = candidates(args[0], p.Spec.Env)
 	}
-	p.b.ExecAll(candidates(args[0], p.Spec.Env), program.Strings(args), program.Strings(p.Spec.Env))
+	p.b.ExecAll(paths, program.Strings(args), program.Strings(p.Spec.Env))
 	return nil
 }
 

@@ -172,7 +172,7 @@ func makeDir() error {
 		return err
 	}
 	setDir(dir)
-	return nil
+	return os.Chmod(dir, 0o711) // as /run is: hooks of user namespaces get through it
 }
 
 func setDir(dir string) {
