@@ -65,8 +65,8 @@ func (c *container) recordPath() string {
 	return filepath.Join(c.p.dir(), containerPrefix+string(c.id))
 }
 
-// advance is the one door of a container's phase: it checks the transition, lets change edit the new status, records
-// and publishes. change may be nil. A failure to record keeps a container from becoming created and nothing else.
+// advance is the one door of a container's phase: it checks the transition, lets change edit the new status, records,
+// publishes, lists and tells. change may be nil. A failure to record keeps a container from becoming created and nothing else.
 func (c *container) advance(to containerPhase, change func(*ContainerStatus)) error {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
@@ -95,8 +95,27 @@ func (c *container) advance(to containerPhase, change func(*ContainerStatus)) er
 		}
 	}
 	c.status.Store(&next)
+	c.announce(to)
 	c.signal(from, to)
 	return nil
+}
+
+// announce lists the container or not and tells of a transition. The pod's mu is held.
+func (c *container) announce(to containerPhase) {
+	switch to {
+	case containerCreated:
+		c.list()
+		c.p.tell(string(c.id), EventCreated)
+	case containerRunning:
+		c.p.tell(string(c.id), EventStarted)
+	case containerExited:
+		c.p.tell(string(c.id), EventStopped)
+	case containerRemoved:
+		c.p.members = slices.DeleteFunc(c.p.members, func(m *container) bool { return m == c })
+		if c.unlist() {
+			c.p.tell(string(c.id), EventDeleted)
+		}
+	}
 }
 
 // signal wakes those who wait for a transition. The pod's mu is held.

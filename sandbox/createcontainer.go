@@ -98,7 +98,6 @@ func (p *pod) createContainer(ctx context.Context, config *runtimev1.ContainerCo
 		p.abandon(b.container)
 		return "", err
 	}
-	p.s.change(func(t *table) { t.containers = with(t.containers, b.container) })
 	return b.id, nil
 }
 

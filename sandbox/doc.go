@@ -15,6 +15,12 @@
 // PodStatus and ContainerStatus are immutable values behind atomic pointers, the table of all objects is a sorted slice
 // that is replaced whole. List and Status take no lock and touch no file.
 //
+// # Events
+//
+// advance, the one door of a phase, also lists the object or not and tells subscribers (package events), with pod.mu held: what
+// an event says is what lists say from then on, a pod's events have the order of its transitions, each comes once. Objects that
+// never were listed have none.
+//
 // # Recovery
 //
 // A record stands on disk before the first external effect of its object and goes after the last one was undone, so a
@@ -33,7 +39,7 @@
 //	/run/netns/cri-<pod id>                   a pod's network namespace, for CNI plugins
 //
 // Concurrency: Service is safe. The start, the updates and the removal of one container take turns; a turn is waited for
-// with a context, before any lock. Service.mu, pod.mu and keeper.mu are taken one at a time, halting after any of
-// them; only pod.mu is held across I/O, the writing of that pod's record to tmpfs. One goroutine a pod follows the ends of
+// with a context, before any lock. Lock order: pod.mu, then Service.mu or those of package events, then halting; keeper.mu is
+// taken alone. Only pod.mu is held across I/O, the writing of that pod's record to tmpfs. One goroutine a pod follows the ends of
 // its processes.
 package sandbox

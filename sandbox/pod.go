@@ -48,9 +48,10 @@ type pod struct {
 	level       string // SELinux, shared by its containers; "": none
 	bootID      string // of the boot in which it was made
 
-	status atomic.Pointer[PodStatus] // replaced by advance
+	status atomic.Pointer[PodStatus]    // replaced by advance
+	listed atomic.Pointer[[]*container] // those that are listed, the oldest first; replaced by their advance
 
-	// mu is taken before no other lock. It is held while a record is written to tmpfs, by this pod alone.
+	// mu is held while the pod is listed and its events are published. It is held while a record is written to tmpfs, by this pod alone.
 	mu      sync.Mutex
 	phase   podPhase
 	ips     []netip.Addr
@@ -62,6 +63,9 @@ type pod struct {
 	dirty   bool                // an undo failed: the record must stay
 	updated *podResources       // nil: never
 	doomed  bool                // it is being removed; recorded, so that a later criserver goes on
+
+	over      bool  // that it has stopped was told
+	lastEvent int64 // when its last event was, in nanoseconds since 1970
 }
 
 // visit is one operation on a container.
@@ -89,7 +93,36 @@ func (p *pod) advance(to podPhase) error {
 		}
 	}
 	p.publish()
+	p.announce(from, to)
 	return nil
+}
+
+// announce lists the pod or not and tells of a transition. A pod has stopped when nothing of it is left, or its pause died.
+// mu is held.
+func (p *pod) announce(from, to podPhase) {
+	switch {
+	case to == podReady:
+		p.list()
+		p.tell(string(p.id), EventCreated)
+		p.tell(string(p.id), EventStarted)
+	case to == podStopped, from == podReady && p.bereft():
+		p.tellStopped()
+	case to == podRemoved && p.unlist():
+		p.tell(string(p.id), EventDeleted)
+	}
+}
+
+// bereft says whether the pod's pause has ended. mu is held.
+func (p *pod) bereft() bool {
+	if p.rt == nil {
+		return true
+	}
+	select {
+	case <-p.rt.Exited():
+		return true
+	default:
+		return false
+	}
 }
 
 // doom records that the pod is being removed, which whoever asked for it may not be there to ask again: the one who

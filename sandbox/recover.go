@@ -39,6 +39,7 @@ func (s *Service) recover(ctx context.Context) error {
 			for _, c := range p.members {
 				if c.phase != containerCreating {
 					t.containers = append(t.containers, c)
+					p.relist(func(all []*container) []*container { return append(all, c) })
 				}
 			}
 		}

@@ -73,7 +73,6 @@ func (s *Service) runPod(ctx context.Context, config *runtimev1.PodSandboxConfig
 		s.abandon(p)
 		return "", err
 	}
-	s.change(func(t *table) { t.pods = with(t.pods, p) })
 	p.followed()
 	return p.id, nil
 }
@@ -87,7 +86,10 @@ func (s *Service) abandon(p *pod) {
 		s.log.Error("cannot keep a pod that could not be undone", "pod", p.id, "error", err)
 		return
 	}
-	s.change(func(t *table) { t.pods = with(t.pods, p) })
+	p.mu.Lock()
+	p.list()
+	p.tell(string(p.id), EventCreated)
+	p.mu.Unlock()
 	p.removeLater()
 }
 

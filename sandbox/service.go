@@ -18,6 +18,7 @@ import (
 	"github.com/criserver/criserver/ociruntime/cdi"
 	"github.com/criserver/criserver/ociruntime/selinux"
 	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/sandbox/events"
 	"github.com/criserver/criserver/sandbox/ledger"
 	"github.com/criserver/criserver/sandbox/volume"
 	"github.com/criserver/criserver/stage"
@@ -82,6 +83,7 @@ type Service struct {
 	log     *slog.Logger
 	ledger  *ledger.Ledger
 	keeper  keeper
+	news    events.Broadcaster[*Event]
 	sources volume.Sources
 	netns   namespaces
 	host    specgen.Host
@@ -89,7 +91,7 @@ type Service struct {
 
 	settings atomic.Pointer[Settings]
 
-	mu    sync.Mutex // taken to replace the table
+	mu    sync.Mutex // taken to replace the table, also with a pod.mu held
 	table atomic.Pointer[table]
 
 	runs        *stage.Group[ID]

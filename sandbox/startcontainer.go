@@ -114,12 +114,7 @@ func (c *container) remove(ctx context.Context) error {
 		c.takeSoil()
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	if err := c.advance(containerRemoved, nil); err != nil {
-		return err
-	}
-	c.p.dropMember(c)
-	c.p.s.change(func(t *table) { t.containers = without(t.containers, c) })
-	return nil
+	return c.advance(containerRemoved, nil)
 }
 
 // ReopenContainerLog makes a running container's log go on in a new file at its path, after somebody renamed the old.

@@ -117,11 +117,7 @@ func (p *pod) remove(ctx context.Context) error {
 		p.takeSoil()
 		return fmt.Errorf("remove pod %s: %w", p.id, err)
 	}
-	if err := p.advance(podRemoved); err != nil {
-		return err
-	}
-	p.s.change(func(t *table) { t.pods = without(t.pods, p) })
-	return nil
+	return p.advance(podRemoved)
 }
 
 // endLater goes on with what an earlier criserver began.
