@@ -15,7 +15,7 @@ type PodService interface {
 	RunPod(ctx context.Context, config *runtimev1.PodSandboxConfig, handler string) (sandbox.ID, error)
 	StopPod(ctx context.Context, id sandbox.ID) error
 	RemovePod(ctx context.Context, id sandbox.ID) error
-	PodStatus(id sandbox.ID) (*sandbox.PodStatus, error)
+	PodView(id sandbox.ID) (*sandbox.PodView, error)
 	ListPods() []*sandbox.PodStatus
 }
 

@@ -49,10 +49,19 @@ func (s *Server) interceptStream(srv any, stream grpc.ServerStream, info *grpc.S
 	if s.serving() == nil {
 		return toStatus(errStarting, nil)
 	}
-	ctx, op := s.config.Recorder.Start(stream.Context(), path.Base(info.FullMethod), "")
+	ends, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-s.ending:
+			cancel(errStopping)
+		case <-ends.Done():
+		}
+	}()
+	ctx, op := s.config.Recorder.Start(ends, path.Base(info.FullMethod), "")
 	err := stage.Protect(func() error { return handler(srv, inOperation{stream, ctx}) })
-	if gone := ctx.Err(); err != nil && gone != nil {
-		err = gone // and not what sending to nobody says
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // and not what sending to nobody says
 	}
 	answer := toStatus(err, nil)
 	op.End(answer)
@@ -69,7 +78,7 @@ type inOperation struct {
 func (s inOperation) Context() context.Context { return s.ctx }
 
 // report writes one line about an RPC: a warning if it failed, a note if it was slow, else only for debugging.
-// What a client may ask for in vain as a matter of course, and clients that went away, are no reason to warn.
+// What a client may ask for in vain as a matter of course, clients that went away and our own end are no reason to warn.
 func (s *Server) report(ctx context.Context, r stage.Record, err, answer error) {
 	level, text := slog.LevelDebug, "rpc"
 	limit := s.settings.Load().Slow
@@ -82,8 +91,8 @@ func (s *Server) report(ctx context.Context, r stage.Record, err, answer error) 
 		st := status.Convert(answer)
 		attrs = append(attrs, slog.String("code", st.Code().String()), slog.String("error", st.Message()))
 		text = "rpc failed"
-		switch st.Code() {
-		case codes.NotFound, codes.Unimplemented, codes.Canceled:
+		switch code := st.Code(); {
+		case code == codes.NotFound, code == codes.Unimplemented, code == codes.Canceled, errors.Is(err, errStopping):
 		default:
 			level = slog.LevelWarn
 		}

@@ -36,11 +36,14 @@ func (h *runtimeHandlers) PodSandboxStatus(_ context.Context, r *runtimev1.PodSa
 	if err := validateID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
-	pod, err := h.serving().Pods.PodStatus(sandbox.ID(r.GetPodSandboxId()))
+	view, err := h.serving().Pods.PodView(sandbox.ID(r.GetPodSandboxId()))
 	if err != nil {
 		return nil, err
 	}
-	response := &runtimev1.PodSandboxStatusResponse{Status: podStatus(pod)}
+	pod := view.Pod
+	response := &runtimev1.PodSandboxStatusResponse{
+		Status: podStatus(pod), ContainersStatuses: containerStatuses(view.Containers), Timestamp: nanos(view.At),
+	}
 	if r.GetVerbose() {
 		overhead, resources := pod.Resources()
 		response.Info, err = verbose(map[string]any{"pid": pod.Pid, "runtimeHandler": pod.Handler, "config": pod.Config(),

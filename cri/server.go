@@ -48,6 +48,7 @@ type Services struct {
 	Pods       PodService
 	Containers ContainerService
 	Resources  ResourceService
+	Events     EventService
 	Images     ImageService
 	Network    NetworkStatus
 }
@@ -57,11 +58,12 @@ type Server struct {
 	config   Config
 	settings atomic.Pointer[Settings]
 	services atomic.Pointer[Services] // nil until Start
+	ending   chan struct{}            // closed by EndStreams
 }
 
 // New returns a server that answers Version, Status, RuntimeConfig and UpdateRuntimeConfig, and Unavailable to the rest.
 func New(config Config) *Server {
-	s := &Server{config: config}
+	s := &Server{config: config, ending: make(chan struct{})}
 	s.Configure(config.Settings)
 	return s
 }
@@ -80,6 +82,9 @@ func (s *Server) handlers() []string {
 
 // Start lets the server answer everything. It is called once.
 func (s *Server) Start(services Services) { s.services.Store(&services) }
+
+// EndStreams ends what clients would listen to for ever, so that the gRPC server can be stopped. It is called once.
+func (s *Server) EndStreams() { close(s.ending) }
 
 // Message sizes. A client of the kubelet sends and takes 16 MiB; ExecSync may answer twice that to those that take more.
 const (

@@ -21,6 +21,7 @@ import (
 
 	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/sandbox"
+	"github.com/criserver/criserver/sandbox/events"
 	"github.com/criserver/criserver/stage"
 )
 
@@ -60,6 +61,7 @@ type backend struct {
 	calls []string
 	panik bool
 	pull  imageservice.PullRequest
+	news  events.Broadcaster[*sandbox.Event]
 }
 
 func (b *backend) call(format string, args ...any) error {
@@ -77,10 +79,11 @@ func (b *backend) StopPod(_ context.Context, id sandbox.ID) error { return b.cal
 func (b *backend) RemovePod(_ context.Context, id sandbox.ID) error {
 	return b.call("RemovePod %s", id)
 }
-func (b *backend) PodStatus(id sandbox.ID) (*sandbox.PodStatus, error) {
-	return nil, b.call("PodStatus %s", id)
+func (b *backend) PodView(id sandbox.ID) (*sandbox.PodView, error) {
+	return nil, b.call("PodView %s", id)
 }
-func (b *backend) ListPods() []*sandbox.PodStatus { return nil }
+func (b *backend) Events() *events.Subscription[*sandbox.Event] { return b.news.Subscribe() }
+func (b *backend) ListPods() []*sandbox.PodStatus               { return nil }
 func (b *backend) CreateContainer(_ context.Context, pod sandbox.ID, c *runtimev1.ContainerConfig, _ *runtimev1.PodSandboxConfig) (sandbox.ContainerID, error) {
 	return "c1", b.call("CreateContainer %s %s", pod, c.GetMetadata().GetName())
 }
@@ -138,7 +141,7 @@ type client struct {
 }
 
 func (c *client) start() {
-	c.server.Start(Services{Pods: c.back, Containers: c.back, Resources: c.back, Images: c.back, Network: func() (bool, string, string) {
+	c.server.Start(Services{Pods: c.back, Containers: c.back, Resources: c.back, Events: c.back, Images: c.back, Network: func() (bool, string, string) {
 		return false, "NetworkPluginNotReady", "no configuration in /etc/cni/net.d"
 	}})
 }

@@ -9,11 +9,16 @@ import (
 
 	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/sandbox"
+	"github.com/criserver/criserver/sandbox/events"
 	"github.com/criserver/criserver/stage"
 )
 
-// errStarting refuses what cannot be served yet.
-var errStarting = errors.New("criserver is still starting")
+var (
+	// errStarting refuses what cannot be served yet.
+	errStarting = errors.New("criserver is still starting")
+	// errStopping ends what would go on for ever.
+	errStopping = errors.New("criserver is stopping")
+)
 
 // statusCodes is where errors meet gRPC codes: errors.Is, the first hit wins. What is not here is Unknown, the code that
 // the kubelet expects of errors that it knows by the begin of their text (RegistryUnavailable, RROUnsupported, ...).
@@ -23,9 +28,11 @@ var statusCodes = []struct {
 }{
 	{errInvalid, codes.InvalidArgument},
 	{errStarting, codes.Unavailable},
+	{errStopping, codes.Unavailable},
 	{sandbox.ErrInvalid, codes.InvalidArgument},
 	{sandbox.ErrNotFound, codes.NotFound},
 	{sandbox.ErrState, codes.FailedPrecondition},
+	{events.ErrSlow, codes.ResourceExhausted},
 	{sandbox.ErrExecTimeout, codes.DeadlineExceeded},
 	{imageservice.ErrRegistryUnavailable, codes.Unknown}, // the kubelet looks for the prefix of this code's text
 	{imageservice.ErrInvalidReference, codes.InvalidArgument},

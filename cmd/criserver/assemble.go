@@ -97,10 +97,12 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			}
 			return network.RemoveDefault() // a node without pods is left as it was found
 		})
-		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Resources: pods, Images: images, Network: func() (bool, string, string) {
+		services := cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Images: images}
+		services.Network = func() (bool, string, string) {
 			s := network.Status()
 			return s.Ready, s.Reason, s.Message
-		}})
+		}
+		n.cri.Start(services)
 		return nil
 	}
 	return n, nil

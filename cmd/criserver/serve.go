@@ -103,6 +103,7 @@ func (n *node) run(ctx context.Context, socket net.Listener) error {
 	}
 	n.log.Info("stopping; pods go on")
 	err = errors.Join(err, notify(daemon.SdNotifyStopping))
+	n.cri.EndStreams()
 	stopServer(server)
 	fresh, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeBound)
 	defer cancel()

@@ -10,7 +10,7 @@ import (
 var ErrSlow = errors.New("events were dropped because the subscriber is too slow")
 
 // Queue is how many pieces of news wait for one subscriber.
-const Queue = 4096
+const Queue = 1024
 
 // Broadcaster has the subscribers. The zero value has none.
 type Broadcaster[T any] struct {
