@@ -6,7 +6,7 @@ export GOFLAGS += -buildvcs=false
 export GOTOOLCHAIN ?= auto
 export PATH := $(PATH):/usr/local/go/bin
 
-.PHONY: help build run test check lint bench soak clean vm-test
+.PHONY: help build run test check lint bench soak clean vm-test critest
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-7s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -36,6 +36,11 @@ soak: build ## live lives of pods while criserver is killed all the time; SOAK=1
 
 vm-test: ## run tests in guests with cgroup v2, systemd and other kernels; FLAVOURS="minimal systemd" for some
 	@go run ./hack/vm test $(FLAVOURS)
+
+critest: ## run Kubernetes' critest, CRITEST=/path/to/it, and write what came of it into docs/conformance.md
+	@test -x "$(CRITEST)" || { echo 'make critest CRITEST=/path/to/critest: build it from kubernetes-sigs/cri-tools'; exit 1; }
+	@hack/setup test
+	CRITEST_UPSTREAM=$(abspath $(CRITEST)) CRITEST_UPSTREAM_PAGE=$(CURDIR)/docs/conformance.md $(GO) test -count=1 -timeout 0 -run '^TestUpstream$$' ./test/critest
 
 clean: ## remove what was built
 	rm -rf bin

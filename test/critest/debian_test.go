@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,23 +27,39 @@ import (
 // debianBound is how long making the Debian root may take.
 const debianBound = 5 * time.Minute
 
-// debianCommand makes the root. The image that is kept is found by a digest of it.
-var debianCommand = []string{"mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=path-exclude=/usr/share/doc/*", "bookworm", "-", "http://deb.debian.org/debian"}
+// debianRoot is an image of a Debian release: the smallest set of packages, others, and what a container of it runs.
+type debianRoot struct{ packages, cmd []string }
+
+var plainDebian = debianRoot{cmd: []string{"bash"}}
+
+// command makes the root file system as an archive.
+func (r debianRoot) command() []string {
+	command := []string{"mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=path-exclude=/usr/share/doc/*"}
+	for _, p := range r.packages {
+		command = append(command, "--include="+p)
+	}
+	return append(command, "bookworm", "-", "http://deb.debian.org/debian")
+}
 
 // debianEnv names an OCI layout to be used instead of the one that is made once.
 const debianEnv = "CRITEST_DEBIAN"
 
-// debianLayout is the directory of the image, an OCI layout that outlives the suite.
-func debianLayout() (string, error) {
-	if dir := os.Getenv(debianEnv); dir != "" {
-		return dir, nil
-	}
+// layout is the directory of the image, an OCI layout that outlives the suite. Its name is a digest of how it is made.
+func (r debianRoot) layout() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
 	}
-	key := sha256.Sum256([]byte(strings.Join(debianCommand, "\x00")))
+	key := sha256.Sum256([]byte(strings.Join(append(r.command(), r.cmd...), "\x00")))
 	return filepath.Join(cache, "criserver-test", fmt.Sprintf("debian-%x", key[:8])), nil
+}
+
+// debianLayout is the layout of plainDebian, or the one that was brought along.
+func debianLayout() (string, error) {
+	if dir := os.Getenv(debianEnv); dir != "" {
+		return dir, nil
+	}
+	return plainDebian.layout()
 }
 
 // noDebian is the file that says why there is no Debian image.
@@ -53,35 +71,80 @@ func makeDebian() error {
 	if err != nil || !wanted.MatchString("TestDebian") {
 		return err
 	}
-	layout, err := debianLayout()
-	if err == nil {
-		if _, err = os.Stat(layout); errors.Is(err, os.ErrNotExist) {
-			err = debianImage(layout)
-		}
+	if os.Getenv(debianEnv) != "" {
+		return nil
 	}
-	if err != nil {
+	if err := plainDebian.make(); err != nil {
 		return os.WriteFile(noDebian(), []byte(err.Error()), 0o644)
 	}
 	return nil
 }
 
-func debianImage(layout string) error {
+// make makes the layout unless it is there.
+func (r debianRoot) make() error {
+	layout, err := r.layout()
+	if err != nil {
+		return err
+	}
+	if _, err = os.Stat(layout); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), debianBound)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, debianCommand[0], debianCommand[1:]...)
+	command := r.command()
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	var problems strings.Builder
 	cmd.Stderr = &problems
 	root, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("%s: %w: %.500s", debianCommand[0], err, problems.String())
+		return fmt.Errorf("%s: %w: %.500s", command[0], err, problems.String())
 	}
 	tb := &suiteTB{dir: suite.dir}
 	return tb.catch(func() {
 		writeLayout(tb, layout, registry.Build(tb, registry.Spec{
-			Config: ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"bash"}, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}}},
+			Config: ocispec.Image{Config: ocispec.ImageConfig{Cmd: r.cmd, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}}},
 			Layers: []registry.Layer{{Tar: root, Compression: "gzip"}},
 		}))
 	})
+}
+
+// tar returns the root file system of the layout.
+func (r debianRoot) tar(t testing.TB) []byte {
+	t.Helper()
+	layout, err := r.layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index ocispec.Index
+	var manifest ocispec.Manifest
+	decode(t, filepath.Join(layout, ocispec.ImageIndexFile), &index)
+	blobs := filepath.Join(layout, "blobs", "sha256")
+	decode(t, filepath.Join(blobs, index.Manifests[0].Digest.Encoded()), &manifest)
+	f, err := os.Open(filepath.Join(blobs, manifest.Layers[0].Digest.Encoded()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	unpacked, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := io.ReadAll(unpacked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+func decode(t testing.TB, path string, value any) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, value); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
 }
 
 // writeLayout writes an image as an OCI layout, which appears as a whole.
@@ -120,24 +183,30 @@ func writeLayout(tb testing.TB, layout string, img *registry.Image) {
 	}
 }
 
+// copyLayout pushes an OCI layout.
+func copyLayout(t *testing.T, layout, ref string) {
+	t.Helper()
+	if _, err := exec.LookPath("skopeo"); err != nil {
+		t.Skip("skopeo is not installed")
+	}
+	out, err := exec.CommandContext(bounded(t), "skopeo", "--insecure-policy", "--tmpdir", t.TempDir(), "copy", "--quiet", "--dest-tls-verify=false", "oci:"+layout, "docker://"+ref).CombinedOutput()
+	if err != nil {
+		t.Fatalf("skopeo: %v\n%s", err, out)
+	}
+}
+
 // A real distribution's root, pushed by skopeo as people do.
 func TestDebian(t *testing.T) {
 	eachStore(t, func(t *testing.T, d *daemon) {
 		if reason, err := os.ReadFile(noDebian()); err == nil {
 			t.Skipf("no Debian image: %s", reason)
 		}
-		if _, err := exec.LookPath("skopeo"); err != nil {
-			t.Skip("skopeo is not installed")
-		}
 		layout, err := debianLayout()
 		if err != nil {
 			t.Fatal(err)
 		}
 		ref := suite.registry.Addr + "/debian:12"
-		out, err := exec.CommandContext(bounded(t), "skopeo", "--insecure-policy", "--tmpdir", t.TempDir(), "copy", "--quiet", "--dest-tls-verify=false", "oci:"+layout, "docker://"+ref).CombinedOutput()
-		if err != nil {
-			t.Fatalf("skopeo: %v\n%s", err, out)
-		}
+		copyLayout(t, layout, ref)
 		pull(t, d, ref)
 		p := runPod(t, d, podNetwork, func(c *cri.PodSandboxConfig) { c.Hostname = "debian" })
 		c := p.start(t, "trap 'exit 0' TERM; echo started; sleep 1000 & wait", func(c *cri.ContainerConfig) {

@@ -59,7 +59,7 @@ func outside() (code int) {
 			code = max(code, 1)
 		}
 	}()
-	for _, do := range []func() error{makeCgroups, build, makeDebian} {
+	for _, do := range []func() error{makeCgroups, build, makeDebian, makeUpstreamRoot} {
 		if err := do(); err != nil {
 			fmt.Fprintf(os.Stderr, "critest: prepare: %v\n", err)
 			return 1

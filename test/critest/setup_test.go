@@ -25,7 +25,6 @@ var unfit string
 // What all tests share, made by setup.begin.
 var (
 	suite struct {
-		repo     string // root of the source tree
 		dir      string // everything that the suite has on disk
 		driver   string // of cgroups
 		cgroups  string // parent of all pods' cgroups, in every hierarchy; with systemd a slice
@@ -159,9 +158,8 @@ const (
 	driverSystemd  = "systemd"
 )
 
-// findDir says where things are, in every stage. A test runs in the directory of its package.
+// findDir says where things are, in every stage.
 func findDir() {
-	suite.repo, _ = filepath.Abs("../..") // fails only where the directory is gone
 	suite.driver = cmp.Or(os.Getenv(driverEnv), driverCgroupfs)
 	setDir(os.Getenv(dirEnv))
 }
@@ -207,6 +205,9 @@ const storeEnv = "CRITEST_STORE"
 // binEnv names a directory with criserver, pause and cni/ to be tested, instead of what is built from the sources.
 const binEnv = "CRITEST_BIN"
 
+// repo is the root of the source tree, from where tests run.
+const repo = "../.."
+
 // build builds what is tested, from the sources beside the tests, into the suite's directory.
 func build() error {
 	if dir := os.Getenv(binEnv); dir != "" {
@@ -218,7 +219,7 @@ func build() error {
 		{"sh", "-c", "go build -o " + filepath.Join(suite.dir, "bin", "cni") + "/ $(go list tool | grep ^github.com/containernetworking/plugins/)"},
 	} {
 		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Dir = suite.repo
+		cmd.Dir = repo
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)

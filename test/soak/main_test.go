@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,8 +39,8 @@ const (
 
 // place is where everything of the soak is.
 var place struct {
-	repo, dir string
-	cgroups   string // parent of the cgroups of all pods, in every hierarchy
+	dir     string
+	cgroups string // parent of the cgroups of all pods, in every hierarchy
 }
 
 func TestMain(m *testing.M) {
@@ -49,12 +48,13 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
+// repo is the root of the source tree, from where tests run.
+const repo = "../.."
+
 func run(m *testing.M) int {
 	if *lasting == 0 || os.Getuid() != 0 {
 		return m.Run() // which skips
 	}
-	_, file, _, _ := runtime.Caller(0)
-	place.repo = filepath.Dir(filepath.Dir(filepath.Dir(file)))
 	place.dir = os.Getenv(dirEnv)
 	place.cgroups = "/" + filepath.Base(place.dir)
 	switch os.Getenv(stageEnv) {
@@ -140,7 +140,7 @@ func build() error {
 		"go build -o " + bin("cni") + "/ $(go list tool | grep ^github.com/containernetworking/plugins/)",
 	} {
 		cmd := exec.Command("sh", "-c", command)
-		cmd.Dir, cmd.Env = place.repo, append(os.Environ(), "CGO_ENABLED=0")
+		cmd.Dir, cmd.Env = repo, append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", command, err, out)
 		}
