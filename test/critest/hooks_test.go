@@ -25,7 +25,7 @@ func gpuFiles(t *testing.T) (library, hook string) {
 	source := write(t, filepath.Join(dir, "gpu.c"), "int gpu(void) { return 1; }\n")
 	for _, args := range [][]string{
 		{"-shared", "-fPIC", "-Wl,-soname,libgpu.so.1", "-o", library + "/libgpu.so.1.2", source},
-		{"-o", hook, filepath.Join(suite.repo, "ociruntime/testdata/ldcache.c")},
+		{"-o", hook, filepath.Join(repo, "ociruntime/testdata/ldcache.c")},
 	} {
 		if out, err := exec.Command("gcc", args...).CombinedOutput(); err != nil {
 			t.Skipf("no C compiler: %v\n%s", err, out)
