@@ -116,6 +116,11 @@ func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err
 	if c.record, err = newRecord(cc); err != nil {
 		return nil, err
 	}
+	if cc.SharedPID {
+		if err = p.needReaper(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if c.record.Slot, err = p.takeSlot(); err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ type PodConfig struct {
 	Hostname     string            // in the pod's uts namespace
 	HostNetwork  bool              // no network namespace of its own
 	HostIPC      bool              // no ipc namespace of its own
-	SharedPID    bool              // one pid namespace for all containers that ask for it, with a PID 1 that reaps
+	SharedPID    bool              // the pid namespace for all containers that ask for it, with a PID 1 that reaps, is there from the begin
 	CgroupParent string            // as the CRI gives it; "" is the root
 	Sysctls      map[string]string // dotted or slashed names
 	UserNS       *IDMap            // nil: the host's
@@ -72,6 +72,7 @@ type Pod struct {
 	reaper  *os.File      // pidfd of PID 1 of the shared pid namespace, or nil
 	shm     *os.File      // detached tmpfs, or nil with the host's ipc namespace
 	exited  chan struct{}
+	turn    chan struct{} // has one value; whoever makes the shared pid namespace takes it meanwhile
 
 	forsaken atomic.Bool // its adoption has failed; its pause lives and is nobody's business
 
@@ -104,9 +105,7 @@ func (p *Pod) start(ctx context.Context) error {
 		}
 	}
 	if p.config.SharedPID {
-		if err := p.startReaper(ctx); err != nil {
-			return fmt.Errorf("start PID 1 of the pod: %w", err)
-		}
+		return p.needReaper(ctx)
 	}
 	return nil
 }
@@ -159,6 +158,30 @@ func (p *Pod) detachShm() error {
 	return nil
 }
 
+// needReaper makes the shared pid namespace for a container that asks for it, unless it is there.
+func (p *Pod) needReaper(ctx context.Context) error {
+	select {
+	case <-p.turn:
+		defer func() { p.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.sharedPID() != nil {
+		return nil
+	}
+	if err := p.startReaper(ctx); err != nil {
+		return fmt.Errorf("start PID 1 of the pod: %w", err)
+	}
+	return nil
+}
+
+// sharedPID is the shared pid namespace, nil if there is none.
+func (p *Pod) sharedPID() *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reaper
+}
+
 func (p *Pod) startReaper(ctx context.Context) error {
 	task := p.runtime.newTask()
 	p.watch(task, func(pause.Exit) {})
@@ -169,10 +192,18 @@ func (p *Pod) startReaper(ctx context.Context) error {
 	}
 	defer started.PidFD.Close()
 	// The namespace itself, not a pidfd: from inside a user namespace the latter would need rights over the reaper.
-	if p.reaper, err = os.Open(fmt.Sprintf("/proc/%d/ns/pid", started.PID)); err != nil {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", started.PID))
+	if err != nil {
 		return err
 	}
-	return p.conn.Keep(ctx, keptReaper, []*os.File{p.reaper})
+	if err := p.conn.Keep(ctx, keptReaper, []*os.File{ns}); err != nil {
+		_ = ns.Close()
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.reaper = ns
+	return nil
 }
 
 // watch says whom to tell of the exit of a task; it must come before the start.

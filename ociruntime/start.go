@@ -265,7 +265,9 @@ func (s *start) request(sealed *os.File) (pause.Start, error) {
 		}
 		req.Join = target
 	case c.record.SharedPID:
-		req.Join = c.pod.reaper
+		if req.Join = c.pod.sharedPID(); req.Join == nil {
+			return req, errors.New("the pod has no pid namespace for its containers")
+		}
 	case hasNamespace(s.spec.Linux, specs.PIDNamespace):
 		req.CloneFlags |= unix.CLONE_NEWPID
 	}

@@ -58,7 +58,9 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 }
 
 func (r *Runtime) newPod(c PodConfig) *Pod {
-	return &Pod{runtime: r, config: c, exited: make(chan struct{}),
+	turn := make(chan struct{}, 1)
+	turn <- struct{}{}
+	return &Pod{runtime: r, config: c, exited: make(chan struct{}), turn: turn,
 		tasks: map[uint64]func(pause.Exit){}, containers: map[string]*Container{}, slots: make([]bool, exitSlots)}
 }
 

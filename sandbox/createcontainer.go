@@ -141,6 +141,11 @@ func pidMode(config *runtimev1.ContainerConfig, pod *runtimev1.PodSandboxConfig)
 	return namespaceOptions(pod).GetPid()
 }
 
+// joinsPodPIDs says whether a container has its processes in the pod's pid namespace, which is not the host's.
+func joinsPodPIDs(config *runtimev1.ContainerConfig, pod *runtimev1.PodSandboxConfig) bool {
+	return pidMode(config, pod) == runtimev1.NamespaceMode_POD && namespaceOptions(pod).GetPid() != runtimev1.NamespaceMode_NODE
+}
+
 // pidTarget finds the container whose pid namespace is to be joined; nil if none is asked for.
 func (p *pod) pidTarget(config *runtimev1.ContainerConfig) (RuntimeContainer, error) {
 	ns := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
@@ -235,7 +240,7 @@ func (b *building) create(ctx context.Context) error {
 	root := b.root
 	b.root = nil // taken over
 	rt, err := b.rtPod.Create(ctx, ociruntime.ContainerConfig{ID: string(b.id), Spec: b.spec, Root: root, LogPath: st.LogPath,
-		LineMax: b.p.s.settings.Load().LineMax, Stdin: b.config.Stdin, SharedPID: pidMode(b.config, b.pod) == runtimev1.NamespaceMode_POD}, b.target)
+		LineMax: b.p.s.settings.Load().LineMax, Stdin: b.config.Stdin, SharedPID: joinsPodPIDs(b.config, b.pod)}, b.target)
 	if err != nil {
 		return ofLimits(err)
 	}

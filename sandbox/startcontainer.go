@@ -59,7 +59,7 @@ func (c *container) start(ctx context.Context) error {
 	err = stage.Run(ctx, "start", startBound, c.rt.Start)
 	c.p.s.at("after start")
 	if err != nil {
-		return errors.Join(err, c.end(codeStartError, ReasonStartError, err.Error(), time.Now()))
+		return errors.Join(ofProcess(err), c.end(codeStartError, ReasonStartError, err.Error(), time.Now()))
 	}
 	err = c.advance(containerRunning, func(st *ContainerStatus) {
 		st.StartedAt, st.Pid = began, c.rt.Pid()
@@ -130,7 +130,7 @@ func (s *Service) ReopenContainerLog(ctx context.Context, id ContainerID) error 
 	return ofProcess(stage.Run(ctx, "reopen log", 30*time.Second, func(ctx context.Context) error { return rt.ReopenLog(ctx, st.LogPath) }))
 }
 
-// ofProcess is err, a wrong state if it says that the process has ended since somebody looked.
+// ofProcess is err, a wrong state if it says that a process that is needed has ended since somebody looked.
 func ofProcess(err error) error {
 	if errors.Is(err, ociruntime.ErrNotRunning) {
 		return fmt.Errorf("%w: %w", ErrState, err)

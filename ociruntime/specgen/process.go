@@ -121,6 +121,10 @@ func (g *generator) user() error {
 		return err
 	}
 	u, err := g.User(req)
+	var missing *user.NotFoundError
+	if errors.As(err, &missing) && req.User != "" && req.User == g.security.GetRunAsUsername() {
+		return because("linux.security_context.run_as_username", err)
+	}
 	if err != nil {
 		return fmt.Errorf("find the container's user: %w", err)
 	}
