@@ -23,6 +23,7 @@ type dialect interface {
 	oomFile() string
 	memoryLimitFile() string
 	cpusetFile(kind string) string // "cpus" or "mems": what a group may use
+	counterFiles() []counterFile
 	freeze(h *hierarchy, dir string, freeze bool) error
 	frozen(h *hierarchy, dir string) (bool, error)       // it or a group above it
 	frozenItself(h *hierarchy, dir string) (bool, error) // somebody has said so of this group

@@ -1,0 +1,188 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Counters says which counters of a group are wanted. Every file that has some costs three system calls.
+type Counters uint8
+
+// Kinds of counters.
+const (
+	CPU      Counters = 1 << iota // time used; one file
+	Memory                        // usage, limit and memory.stat; v1 four files, v2 five
+	Tasks                         // how many there are; one file
+	Pressure                      // stall information of a cgroup2; three files
+	Details                       // what metrics want besides, of the kinds above, of I/O and of huge pages; v1 eleven files, v2 five, and huge pages
+)
+
+// NoLimit is the value of a limit that is not set.
+const NoLimit = math.MaxUint64
+
+// Stats are the counters of a group, its subgroups included. What was not asked for and what this kernel does not count is
+// zero. A Stats can be used again for another group, which saves allocating.
+type Stats struct {
+	Known    Counters // of what was wanted, the kinds that the kernel counts here
+	CPU      CPUStats
+	Memory   MemoryStats
+	Tasks    TaskStats
+	Pressure PressureStats
+	IO       []DeviceIO
+	Huge     []HugePages
+
+	memsw uint64 // v1: limit of memory and swap together
+}
+
+// StatsBuffer is what reading needs for a moment. It has room for every control file with counters: the longest, io.stat,
+// needs 100 bytes a device.
+type StatsBuffer [16 << 10]byte
+
+// CPUStats are of processor time, in nanoseconds. All but Usage are Details.
+type CPUStats struct {
+	Usage, User, System uint64
+	Periods, Throttled  uint64 // how many there were
+	ThrottledTime       uint64
+}
+
+// MemoryStats are in bytes where nothing else is said.
+type MemoryStats struct {
+	Usage, Limit     uint64
+	InactiveFile     uint64
+	Anon, File       uint64 // File is the page cache
+	MappedFile       uint64
+	Faults, Major    uint64 // page faults; Major are among Faults
+	OwnFaults        uint64 // without subgroups; v2 does not tell them apart
+	OwnMajor         uint64
+	HasSwap          bool   // swap is accounted
+	Swap, SwapLimit  uint64 // of swap alone: of v1's limit of both, what is above that of memory
+	Peak, Kernel     uint64 // Details. In v2 Peak is 0 before Linux 6.5
+	Reservation      uint64 // Details. v1's soft limit, v2's memory.low; 0 and NoLimit are none
+	AtLimit, OOMKill uint64 // Details. How often the limit was hit, a process killed
+}
+
+// TaskStats count threads.
+type TaskStats struct {
+	Current uint64
+	Limit   uint64 // Details
+}
+
+// PressureStats say how long tasks of the group stood still for want of something.
+type PressureStats struct {
+	CPU, Memory, IO Stall
+	Known           struct{ CPU, Memory, IO bool }
+}
+
+// Stall is one pressure file: times when some, and when all tasks that had something to do stood still.
+type Stall struct {
+	Some, Full StallTime
+}
+
+// StallTime has its total in nanoseconds, averages in percent.
+type StallTime struct {
+	Total                uint64
+	Avg10, Avg60, Avg300 float64
+}
+
+// DeviceIO is what the group has read from and written to a block device.
+type DeviceIO struct {
+	Major, Minor          uint32
+	ReadBytes, WriteBytes uint64
+	Reads, Writes         uint64
+}
+
+// HugePages is how much the group has in huge pages of one size.
+type HugePages struct {
+	Size  string // "2MB", as in the names of files
+	Usage uint64
+	Peak  uint64 // v1 only
+}
+
+// Stats reads the counters that are wanted into s. The error is fs.ErrNotExist if the group is gone.
+func (g *Group) Stats(want Counters, s *Stats, buf *StatsBuffer) error {
+	*s = Stats{IO: s.IO[:0], Huge: s.Huge[:0]}
+	for _, h := range g.hs.all {
+		files := h.dialect.counterFiles()
+		for i := range files {
+			if files[i].kinds&^want != 0 || !h.counts(&files[i], g.hs.mode) {
+				continue
+			}
+			if err := g.count(h, &files[i], files[i].name, s, buf); err != nil {
+				return err
+			}
+		}
+	}
+	if want&Details != 0 {
+		if err := g.countHugePages(s, buf); err != nil {
+			return err
+		}
+	}
+	if s.Known == 0 && want != 0 {
+		return fmt.Errorf("count in cgroup /%s: %w", g.path, fs.ErrNotExist)
+	}
+	s.settle()
+	return nil
+}
+
+// counts says whether a file is to be read in h. Beside v1 hierarchies, a cgroup2 is asked only for what they lack.
+func (h *hierarchy) counts(f *counterFile, mode Mode) bool {
+	if f.controller == "" {
+		return mode != Hybrid || f.kinds&Pressure != 0
+	}
+	return slices.Contains(h.Controllers, f.controller)
+}
+
+// count reads one file. One that is missing counts nothing: a kernel without it, a leaf without controllers, a group that
+// is being removed.
+func (g *Group) count(h *hierarchy, f *counterFile, name string, s *Stats, buf *StatsBuffer) error {
+	text, err := h.readInto(g.dir(h), name, buf[:])
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EOPNOTSUPP):
+		return nil
+	default:
+		return fmt.Errorf("read %s: %w", h.abs(g.dir(h), name), err)
+	}
+	if !f.parse(s, text) {
+		return fmt.Errorf("read %s: unexpected contents %.64q", h.abs(g.dir(h), name), text)
+	}
+	s.Known |= f.kinds
+	return nil
+}
+
+// readInto reads a control file with counters, which the kernel makes whole for one read. What does not fit is left out,
+// by lines.
+func (h *hierarchy) readInto(dir, file string, buf []byte) ([]byte, error) {
+	fd, err := h.openFD(dir, file, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	n, err := uninterrupted(func() (int, error) { return unix.Read(fd, buf) })
+	_ = unix.Close(fd)
+	if err != nil {
+		return nil, err
+	}
+	if n == len(buf) {
+		for n > 0 && buf[n-1] != '\n' {
+			n--
+		}
+	}
+	return buf[:n], nil
+}
+
+// settle makes one of what v1 and v2 count differently.
+func (s *Stats) settle() {
+	m := &s.Memory
+	switch {
+	case s.memsw == 0:
+	case s.memsw == NoLimit || m.Limit == NoLimit:
+		m.SwapLimit = s.memsw
+	default:
+		m.SwapLimit = s.memsw - min(m.Limit, s.memsw)
+	}
+}

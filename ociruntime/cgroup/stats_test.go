@@ -1,0 +1,196 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// parsed reads texts as the files of these names.
+func parsed(t *testing.T, files []counterFile, texts map[string]string) *Stats {
+	t.Helper()
+	s := &Stats{}
+	for _, f := range files {
+		if text, ok := texts[f.name]; ok && !f.parse(s, []byte(text)) {
+			t.Errorf("%s: %q is refused", f.name, text)
+		}
+	}
+	s.settle()
+	return s
+}
+
+func TestStatsParse(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		files []counterFile
+		texts map[string]string
+		want  Stats
+	}{
+		{"v1", v1CounterFiles, map[string]string{
+			"cpuacct.usage": "1047993056570\n", "cpuacct.stat": "user 12\nsystem 3\n",
+			"cpu.stat":              "nr_periods 7\nnr_throttled 2\nthrottled_time 1500\nnr_bursts 0\n",
+			"memory.usage_in_bytes": "5000\n", "memory.limit_in_bytes": "8192\n", "memory.memsw.limit_in_bytes": "10000\n",
+			"memory.stat": "cache 1\npgfault 5\npgmajfault 1\nhierarchical_memory_limit 9223372036854771712\ntotal_cache 3000\ntotal_rss 2000\n" +
+				"total_mapped_file 30\ntotal_swap 40\ntotal_pgfault 9\ntotal_pgmajfault 2\ntotal_inactive_file 1000\n",
+			"memory.max_usage_in_bytes": "6000\n", "memory.kmem.usage_in_bytes": "70\n", "memory.soft_limit_in_bytes": "9223372036854771712\n",
+			"memory.failcnt": "4\n", "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+			"pids.current": "6\n", "pids.max": "max\n",
+			"blkio.throttle.io_service_bytes_recursive": "8:0 Read 4096\n8:0 Write 512\n8:0 Sync 1\n8:0 Total 4608\n253:16 Read 1\nTotal 4609\n",
+			"blkio.throttle.io_serviced_recursive":      "8:0 Read 2\n8:0 Write 1\nTotal 3\n",
+		}, Stats{
+			CPU: CPUStats{Usage: 1047993056570, User: 120e6, System: 30e6, Periods: 7, Throttled: 2, ThrottledTime: 1500},
+			Memory: MemoryStats{Usage: 5000, Limit: 8192, InactiveFile: 1000, Anon: 2000, File: 3000, MappedFile: 30, Faults: 9, Major: 2, OwnFaults: 5,
+				OwnMajor: 1, HasSwap: true, Swap: 40, SwapLimit: 1808, Peak: 6000, Kernel: 70, Reservation: NoLimit, AtLimit: 4, OOMKill: 1},
+			Tasks: TaskStats{Current: 6, Limit: NoLimit},
+			IO:    []DeviceIO{{Major: 8, ReadBytes: 4096, WriteBytes: 512, Reads: 2, Writes: 1}, {Major: 253, Minor: 16, ReadBytes: 1}},
+		}},
+		{"v1 without limits and swap", v1CounterFiles, map[string]string{
+			"memory.limit_in_bytes": "9223372036854771712\n", "memory.memsw.limit_in_bytes": "9223372036854771712\n", "memory.stat": "total_rss 1\n",
+		}, Stats{Memory: MemoryStats{Limit: NoLimit, SwapLimit: NoLimit, Anon: 1}}},
+		{"v2", v2CounterFiles, map[string]string{
+			"cpu.stat":        "usage_usec 1500\nuser_usec 1000\nsystem_usec 500\nnr_periods 7\nnr_throttled 2\nthrottled_usec 3\n",
+			"cpu.pressure":    "some avg10=1.25 avg60=0.50 avg300=100.00 total=17\n",
+			"memory.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=3\nfull avg10=0.05 avg60=0.00 avg300=0.00 total=2\n",
+			"memory.current":  "5000\n", "memory.max": "max\n", "memory.stat": "anon 2000\nfile 3000\nkernel 70\nfile_mapped 30\ninactive_file 1000\npgfault 9\npgmajfault 2\n",
+			"memory.swap.current": "40\n", "memory.swap.max": "100\n", "memory.peak": "6000\n", "memory.low": "0\n", "memory.events": "low 0\nhigh 0\nmax 4\noom 2\noom_kill 1\n",
+			"pids.current": "6\n", "pids.max": "100\n", "io.stat": "8:0 rbytes=4096 wbytes=512 rios=2 wios=1 dbytes=0 dios=0\n253:16 \n",
+		}, Stats{
+			CPU: CPUStats{Usage: 1500e3, User: 1000e3, System: 500e3, Periods: 7, Throttled: 2, ThrottledTime: 3000},
+			Memory: MemoryStats{Usage: 5000, Limit: NoLimit, InactiveFile: 1000, Anon: 2000, File: 3000, MappedFile: 30, Faults: 9, Major: 2, OwnFaults: 9,
+				OwnMajor: 2, HasSwap: true, Swap: 40, SwapLimit: 100, Peak: 6000, Kernel: 70, AtLimit: 4, OOMKill: 1},
+			Tasks: TaskStats{Current: 6, Limit: 100},
+			Pressure: PressureStats{CPU: Stall{Some: StallTime{Total: 17000, Avg10: 1.25, Avg60: 0.5, Avg300: 100}},
+				Memory: Stall{Some: StallTime{Total: 3000}, Full: StallTime{Total: 2000, Avg10: 0.05}},
+				Known:  struct{ CPU, Memory, IO bool }{CPU: true, Memory: true}},
+			IO: []DeviceIO{{Major: 8, ReadBytes: 4096, WriteBytes: 512, Reads: 2, Writes: 1}, {Major: 253, Minor: 16}},
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := parsed(t, test.files, test.texts)
+			if diff := cmp.Diff(test.want, *got, cmpopts.IgnoreUnexported(Stats{})); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Whatever a file says, it is read or refused.
+func FuzzStats(f *testing.F) {
+	f.Add([]byte("8:0 rbytes=4096 wbytes=512\n"))
+	f.Add([]byte("some avg10=1.25 avg60=0.50 avg300=100.00 total=17\n"))
+	f.Add([]byte("18446744073709551615\nmax"))
+	f.Fuzz(func(_ *testing.T, text []byte) {
+		for _, files := range [][]counterFile{v1CounterFiles, v2CounterFiles} {
+			s := &Stats{}
+			for _, file := range files {
+				file.parse(s, text)
+			}
+			s.settle()
+		}
+	})
+}
+
+func TestStatsRefuse(t *testing.T) {
+	for _, test := range []struct{ file, text string }{
+		{"memory.current", "x\n"}, {"memory.current", ""}, {"memory.max", "-1\n"}, {"memory.max", "99999999999999999999\n"}, {"io.stat", "sda rbytes=1\n"},
+		{"io.stat", "8:4294967296 rbytes=1\n"}, {"cpu.pressure", ""}, {"cpu.pressure", "some avg10=x\n"}, {"cpu.pressure", "some total=1.5\n"},
+	} {
+		for _, f := range v2CounterFiles {
+			if f.name == test.file && f.parse(&Stats{}, []byte(test.text)) {
+				t.Errorf("%s: %q is accepted", test.file, test.text)
+			}
+		}
+	}
+}
+
+func TestStats(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		const limit = 64 << 20
+		g := create(t, hs, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(limit))}})
+		start(t, g, `x=$(printf '%*s' 8000000 ''); sleep 1000 & wait`)
+		var s Stats
+		var buf StatsBuffer
+		kinds := CPU | Memory | Details
+		if hs.Has("pids") {
+			kinds |= Tasks
+		}
+		for deadline := ctx(t); ; { // the kernel brings memory.stat up to date now and then
+			if err := g.Stats(kinds|Pressure, &s, &buf); err != nil {
+				t.Fatal(err)
+			}
+			m := &s.Memory
+			if m.Anon > 8_000_000 && m.Usage > 8_000_000 && m.Faults > 0 && m.OwnFaults > 0 && (!hs.Has("pids") || s.Tasks.Current == 2) {
+				break
+			}
+			if deadline.Err() != nil {
+				t.Fatalf("nothing is used: %+v %+v", s.Memory, s.Tasks)
+			}
+		}
+		if s.Known&kinds != kinds || s.CPU.Usage == 0 {
+			t.Errorf("known are %b of %b, %+v", s.Known, kinds, s.CPU)
+		}
+		if s.Memory.Limit != limit || s.Memory.Peak < s.Memory.Anon || s.Memory.Peak > limit {
+			t.Errorf("memory: %+v", s.Memory)
+		}
+		if hs.unified != nil && pressureIsCounted(hs, g) != (s.Known&Pressure != 0) {
+			t.Errorf("pressure: %+v", s.Pressure)
+		}
+		var little Stats
+		if err := g.Stats(CPU, &little, &buf); err != nil || little.Known != CPU || little.Memory.Usage != 0 || little.CPU.Usage < s.CPU.Usage {
+			t.Errorf("only the CPU: %+v, %v", little.CPU, err)
+		}
+		parent, err := hs.Open(path.Split(path.Dir(g.Path())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := parent.Stats(CPU|Memory, &little, &buf); err != nil || little.CPU.Usage < s.CPU.Usage || little.Memory.Usage < s.Memory.Usage/2 {
+			t.Errorf("the parent does not count its leaf: %+v, %+v, %v", little.CPU, little.Memory, err)
+		}
+	})
+}
+
+func pressureIsCounted(hs *Hierarchies, g *Group) bool {
+	_, err := hs.unified.read(g.path, "cpu.pressure")
+	return err == nil
+}
+
+func TestStatsOfGoneGroup(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, nil)
+		if err := g.Delete(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		var s Stats
+		var buf StatsBuffer
+		if err := g.Stats(CPU|Memory, &s, &buf); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("error is %v", err)
+		}
+	})
+}
+
+// Reading allocates only what a system call's path needs.
+func BenchmarkStats(b *testing.B) {
+	hs := host(b)
+	g := create(b, hs, nil)
+	for _, row := range []struct {
+		name string
+		want Counters
+	}{{"cpu", CPU}, {"container", CPU | Memory | Pressure}, {"metrics", CPU | Memory | Tasks | Pressure | Details}} {
+		b.Run(row.name, func(b *testing.B) {
+			var s Stats
+			var buf StatsBuffer
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := g.Stats(row.want, &s, &buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
