@@ -51,6 +51,7 @@ type Services struct {
 	Events     EventService
 	Images     ImageService
 	Network    NetworkStatus
+	Stats      StatsService
 }
 
 // Server serves both CRI services.

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/criserver/criserver/sandbox/stats"
 )
 
 // containerPhase is where a container is in its life. It is stored in records: a value may be added, none renamed.
@@ -56,6 +58,9 @@ type container struct {
 	settled chan struct{}    // while starting; closed when that is over
 	told    bool             // a caller knows that the start succeeded
 	dirty   bool             // an undo failed: the record must stay
+
+	meter stats.Meter // of CPU time
+	layer stats.Layer // the writable one
 }
 
 func (c *container) service() *Service { return c.p.s }

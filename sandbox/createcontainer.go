@@ -222,6 +222,7 @@ func (b *building) releaseRoot(ctx context.Context) error {
 		_ = b.root.Close() // of a mount: nothing to lose
 		b.root = nil
 	}
+	b.layer.Remove()
 	return b.p.s.config.Images.ReleaseRootfs(ctx, string(b.id))
 }
 

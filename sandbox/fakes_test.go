@@ -19,6 +19,7 @@ import (
 
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/cgroup"
 	"github.com/criserver/criserver/store/layer"
 )
 
@@ -152,10 +153,12 @@ func (p *fakePod) die() {
 	close(p.exited)
 }
 
-func (p *fakePod) Pid() int                 { return 42 }
-func (p *fakePod) NetNS() (*os.File, error) { return os.Open(os.DevNull) }
-func (p *fakePod) Exited() <-chan struct{}  { return p.exited }
-func (p *fakePod) Thaw() error              { return nil }
+func (p *fakePod) Pid() int                    { return 42 }
+func (p *fakePod) NetNS() (*os.File, error)    { return os.Open(os.DevNull) }
+func (p *fakePod) Exited() <-chan struct{}     { return p.exited }
+func (p *fakePod) Thaw() error                 { return nil }
+func (p *fakePod) Cgroup() *cgroup.Group       { return nil }
+func (p *fakePod) Around(string) *cgroup.Group { return nil }
 func (p *fakePod) Stop(context.Context) error {
 	return p.n.effect("Stop", func() {
 		p.die()
@@ -241,7 +244,8 @@ func (c *fakeContainer) exits(e ociruntime.Exit) {
 	c.end(e)
 }
 
-func (c *fakeContainer) ID() string { return c.id }
+func (c *fakeContainer) ID() string            { return c.id }
+func (c *fakeContainer) Cgroup() *cgroup.Group { return nil }
 func (c *fakeContainer) Pid() int {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()

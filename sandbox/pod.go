@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/sandbox/stats"
 )
 
 // podPhase is where a pod is in its life. It is stored in records: a value may be added, none renamed.
@@ -66,6 +67,8 @@ type pod struct {
 
 	over      bool  // that it has stopped was told
 	lastEvent int64 // when its last event was, in nanoseconds since 1970
+
+	meter stats.Meter // of CPU time
 }
 
 // visit is one operation on a container.

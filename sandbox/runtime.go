@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/cgroup"
 )
 
 // Runtime starts and finds pods; Embedded makes one of the embedded runtime. What the methods promise is said in
@@ -32,6 +33,8 @@ type RuntimePod interface {
 	Drop(ctx context.Context, name string) error
 	Kept(name string) []*os.File
 	KeptNames() []string
+	Cgroup() *cgroup.Group
+	Around(uid string) *cgroup.Group
 }
 
 // RuntimeContainer is one container of a RuntimePod.
@@ -47,6 +50,7 @@ type RuntimeContainer interface {
 	ReopenLog(ctx context.Context, path string) error
 	Update(ociruntime.Limits) (undo func() error, err error)
 	Delete(context.Context) error
+	Cgroup() *cgroup.Group
 }
 
 // RuntimeExec is one command in a container.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,6 +21,7 @@ import (
 	"github.com/criserver/criserver/ociruntime/specgen"
 	"github.com/criserver/criserver/sandbox/events"
 	"github.com/criserver/criserver/sandbox/ledger"
+	"github.com/criserver/criserver/sandbox/stats"
 	"github.com/criserver/criserver/sandbox/volume"
 	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/layer"
@@ -72,6 +74,11 @@ type Config struct {
 	SELinux    *selinux.Host     // nil: not used
 	Categories int               // of SELinux, for the levels of pods; at least 2 if it is used
 
+	StatsPeriod time.Duration                 // between samples for rates; 0: only when somebody asks
+	LayerPeriod time.Duration                 // between measurements of a writable layer; 0: none are
+	UpperDir    func(container string) string // the writable layer; nil: not to be measured
+	LayerDir    string                        // a directory on the file system of writable layers
+
 	Layers   LayerMounts     // nil: mounts of layers are made again after a restart
 	Recorder *stage.Recorder // nil: none
 	Log      *slog.Logger    // nil: none
@@ -90,6 +97,9 @@ type Service struct {
 	levels  *selinux.Levels
 
 	settings atomic.Pointer[Settings]
+
+	collector *stats.Collector
+	walker    *stats.Walker
 
 	mu    sync.Mutex // taken to replace the table, also with a pod.mu held
 	table atomic.Pointer[table]
@@ -141,7 +151,11 @@ func (s *Service) connect(ctx context.Context) (err error) {
 	}
 	s.host.AppArmor = s.config.AppArmor
 	s.Configure(s.config.Settings) // which warns of what the host cannot
-	return s.recover(ctx)
+	if err := s.recover(ctx); err != nil {
+		return err
+	}
+	s.measuring()
+	return nil
 }
 
 func newService(config Config) (*Service, error) {
@@ -159,6 +173,7 @@ func newService(config Config) (*Service, error) {
 		config.BootID = strings.TrimSpace(string(id))
 	}
 	s := &Service{config: config, log: config.Log, levels: selinux.NewLevels(config.Categories),
+		collector: stats.NewCollector(config.StatsPeriod), walker: stats.NewWalker(config.LayerPeriod),
 		runs:        stage.NewGroup[ID]("RunPodSandbox", config.Recorder, config.Log),
 		creates:     stage.NewGroup[ContainerID]("CreateContainer", config.Recorder, config.Log),
 		updates:     stage.NewGroup[struct{}]("UpdateContainerResources", config.Recorder, config.Log),

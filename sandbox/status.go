@@ -71,6 +71,7 @@ type podSpec struct {
 	Annotations map[string]string
 	rest        []byte            // the marshalled config without the fields above
 	userNS      *ociruntime.IDMap // nil: the host's
+	hostNetwork bool
 }
 
 // Config returns the config as the pod was asked for, verbatim; it shares metadata, labels and annotations.
@@ -134,7 +135,7 @@ func (s *containerSpec) Config() *runtimev1.ContainerConfig {
 
 // newPodSpec takes over config.
 func newPodSpec(config *runtimev1.PodSandboxConfig) (*podSpec, error) {
-	s := &podSpec{Metadata: config.Metadata, Labels: config.Labels, Annotations: config.Annotations}
+	s := &podSpec{Metadata: config.Metadata, Labels: config.Labels, Annotations: config.Annotations, hostNetwork: hostNetwork(config)}
 	m, err := specgen.UserNamespace(config)
 	if err != nil {
 		return nil, fmt.Errorf("%w: pod config: %w", ErrInvalid, err)

@@ -77,7 +77,8 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			StateDir: config.State, RootDir: config.Root, Settings: config.podSettings(),
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
 			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
-			Recorder: recorder, Log: log,
+			StatsPeriod: time.Duration(config.Stats.Period), LayerPeriod: time.Duration(config.Stats.LayerPeriod),
+			UpperDir: layers.UpperDir, LayerDir: layersDir(config), Recorder: recorder, Log: log,
 		})
 		if err != nil {
 			return fmt.Errorf("bring back pods: %w", err)
@@ -97,7 +98,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			}
 			return network.RemoveDefault() // a node without pods is left as it was found
 		})
-		services := cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Images: images}
+		services := cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images}
 		services.Network = func() (bool, string, string) {
 			s := network.Status()
 			return s.Ready, s.Reason, s.Message
@@ -168,12 +169,14 @@ func (n *node) assembleRuntime(seLinux *selinux.Host) (*ociruntime.Runtime, runt
 	return runtime, driver, nil
 }
 
+func layersDir(config Config) string { return filepath.Join(config.Root, "layers") }
+
 func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageservice.Service, error) {
 	format := layer.Format(n.config.Images.Store)
 	if format == "auto" {
 		format = layer.Auto
 	}
-	layers, err := layer.Open(layer.Config{Root: filepath.Join(n.config.Root, "layers"), Format: format, Log: n.log})
+	layers, err := layer.Open(layer.Config{Root: layersDir(n.config), Format: format, Log: n.log})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open layers: %w", err)
 	}

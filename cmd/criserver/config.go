@@ -26,6 +26,7 @@ type Config struct {
 	Network   Network   `toml:"network" comment:"The network of pods where the CNI directory has no configuration."`
 	Images    Images    `toml:"images" comment:"Images and layers."`
 	Security  Security  `toml:"security" comment:"Security modules of the kernel."`
+	Stats     Stats     `toml:"stats" comment:"Statistics of pods and containers."`
 
 	Handlers map[string]Handler `toml:"handlers" comment:"Runtime handlers, which a RuntimeClass names. default is that of pods that name none, and is always there."`
 }
@@ -73,6 +74,12 @@ type Security struct {
 	Categories      int    `toml:"selinux_categories" comment:"Categories of the policy. Each pod has two of them that no other pod has."`
 }
 
+// Stats configures what is measured when nobody asks.
+type Stats struct {
+	Period      Duration `toml:"period" comment:"Between two samples of CPU time, for rates. 0: only when somebody asks for statistics."`
+	LayerPeriod Duration `toml:"layer_period" comment:"Between two measurements of what a container has written to its root, at least. 0: it is not measured."`
+}
+
 // Duration is a time.Duration that is written as "1.5s" in the file.
 type Duration time.Duration
 
@@ -111,6 +118,7 @@ func defaultConfig() Config {
 		Network:      Network{Default: "on", Subnets: []string{}},
 		Images:       Images{Store: "auto"},
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
+		Stats:        Stats{Period: Duration(10 * time.Second), LayerPeriod: Duration(10 * time.Second)},
 		Handlers:     map[string]Handler{handlerOfAll: defaultHandlerConfig()},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // maxSocketPath is what fits in a sockaddr_un.
@@ -63,6 +64,14 @@ func validate(c *Config) []string {
 	}
 	if c.Log.Slow < 0 {
 		add("log.slow", "must not be negative")
+	}
+	for _, d := range []struct {
+		key   string
+		value Duration
+	}{{"stats.period", c.Stats.Period}, {"stats.layer_period", c.Stats.LayerPeriod}} {
+		if d.value != 0 && d.value < Duration(time.Second) {
+			add(d.key, "%s is neither 0 nor a second or more", time.Duration(d.value))
+		}
 	}
 	if n := c.Container.LogLineMax; n < 256 || n > 1<<20 {
 		add("container.log_line_max", "%d is not between 256 and %d", n, 1<<20)

@@ -387,31 +387,13 @@ func cutLine(text []byte) (line, rest []byte) {
 	return line, rest
 }
 
-// number reads digits; one that is too large is not ok.
 func number(text []byte) (n uint64, ok bool) {
-	if len(text) == 0 {
-		return 0, false
-	}
-	for _, c := range text {
-		if c < '0' || c > '9' || n > (math.MaxUint64-9)/10 {
-			return 0, false
-		}
-		n = n*10 + uint64(c-'0')
-	}
-	return n, true
+	n, err := strconv.ParseUint(string(text), 10, 64) // of so short a string that it is not allocated
+	return n, err == nil
 }
 
 // percent reads "12.34".
-func percent(text []byte) (float64, bool) {
-	whole, part, _ := bytes.Cut(text, []byte{'.'})
-	n, ok := number(whole)
-	if len(part) == 0 {
-		return float64(n), ok
-	}
-	m, ok2 := number(part)
-	scale := 1.0
-	for range part {
-		scale *= 10
-	}
-	return float64(n) + float64(m)/scale, ok && ok2
+func percent(text []byte) (n float64, ok bool) {
+	n, err := strconv.ParseFloat(string(text), 64)
+	return n, err == nil
 }

@@ -1,4 +1,4 @@
-// Package cgroup makes, limits, watches, kills and removes the control groups of pods and containers.
+// Package cgroup makes, limits, counts, watches, kills and removes the control groups of pods and containers.
 //
 // A Group is one leaf: a directory of the same path in every mounted hierarchy (cgroup v1: one hierarchy per set of
 // controllers; v2: one in all; hybrid: v1 controllers beside a cgroup2, where every leaf has a directory too).
@@ -12,6 +12,8 @@
 // tasks) or is born in its place (v2: CLONE_INTO_CGROUP); writing a pid from outside would wait for RCU grace periods.
 //
 // A Group keeps no descriptor open and nothing on disk; Open finds it again from its path alone.
+//
+// Stats reads the counters of a leaf or of any group above it, one file at a time.
 //
 // The truth about processes is asked of the kernel (cgroup.events, cgroup.procs); events only wake the asker.
 //

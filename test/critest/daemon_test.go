@@ -95,6 +95,8 @@ bin_dirs = [%q, %q]
 [network]
 bridge = %q
 subnets = ["10.99.%d.0/24", "fd99:%d::/64"]
+[stats]
+layer_period = "1s"
 [images]
 store = %q
 `, suite.driver, d.socket(), d.root(), d.state(), filepath.Join(suite.dir, "bin", "pause"), d.certs(), d.cdiDir(), d.cniDir(), d.plugins(), filepath.Join(suite.dir, "bin", "cni"),

@@ -1,0 +1,122 @@
+package cri
+
+import (
+	"context"
+	"iter"
+	"slices"
+
+	"google.golang.org/grpc"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/sandbox"
+)
+
+// StatsService is what cri wants of sandbox.Service for statistics. Sequences measure as they go, and end with ctx.
+type StatsService interface {
+	ContainerStats(id sandbox.ContainerID) (sandbox.ContainerStats, error)
+	PodStats(id sandbox.ID) (sandbox.PodStats, error)
+	EachContainerStats(context.Context, []*sandbox.ContainerStatus) iter.Seq[sandbox.ContainerStats]
+	EachPodStats(context.Context, []*sandbox.PodStatus) iter.Seq[sandbox.PodStats]
+	EachPodMetrics(context.Context) iter.Seq[sandbox.PodStats]
+	LayerDir() string
+}
+
+func (h *runtimeHandlers) ContainerStats(_ context.Context, r *runtimev1.ContainerStatsRequest) (*runtimev1.ContainerStatsResponse, error) {
+	if err := validateID("container_id", r.GetContainerId()); err != nil {
+		return nil, err
+	}
+	st, err := h.serving().Stats.ContainerStats(sandbox.ContainerID(r.GetContainerId()))
+	if err != nil {
+		return nil, err
+	}
+	return &runtimev1.ContainerStatsResponse{Stats: h.containerStats(st)}, nil
+}
+
+func (h *runtimeHandlers) ListContainerStats(ctx context.Context, r *runtimev1.ListContainerStatsRequest) (*runtimev1.ListContainerStatsResponse, error) {
+	items, err := h.eachContainerStats(ctx, r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimev1.ListContainerStatsResponse{Stats: slices.Collect(items)}, ctx.Err()
+}
+
+func (h *runtimeHandlers) StreamContainerStats(r *runtimev1.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[runtimev1.StreamContainerStatsResponse]) error {
+	items, err := h.eachContainerStats(stream.Context(), r.GetFilter())
+	if err != nil {
+		return err
+	}
+	err = sendBatches(items, func(batch []*runtimev1.ContainerStats) error {
+		return stream.Send(&runtimev1.StreamContainerStatsResponse{ContainerStats: batch})
+	})
+	return firstError(stream.Context().Err(), err)
+}
+
+func (h *runtimeHandlers) PodSandboxStats(_ context.Context, r *runtimev1.PodSandboxStatsRequest) (*runtimev1.PodSandboxStatsResponse, error) {
+	if err := validateID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	st, err := h.serving().Stats.PodStats(sandbox.ID(r.GetPodSandboxId()))
+	if err != nil {
+		return nil, err
+	}
+	return &runtimev1.PodSandboxStatsResponse{Stats: h.podStats(st)}, nil
+}
+
+func (h *runtimeHandlers) ListPodSandboxStats(ctx context.Context, r *runtimev1.ListPodSandboxStatsRequest) (*runtimev1.ListPodSandboxStatsResponse, error) {
+	items, err := h.eachPodStats(ctx, r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimev1.ListPodSandboxStatsResponse{Stats: slices.Collect(items)}, ctx.Err()
+}
+
+func (h *runtimeHandlers) StreamPodSandboxStats(r *runtimev1.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[runtimev1.StreamPodSandboxStatsResponse]) error {
+	items, err := h.eachPodStats(stream.Context(), r.GetFilter())
+	if err != nil {
+		return err
+	}
+	err = sendBatches(items, func(batch []*runtimev1.PodSandboxStats) error {
+		return stream.Send(&runtimev1.StreamPodSandboxStatsResponse{PodSandboxStats: batch})
+	})
+	return firstError(stream.Context().Err(), err)
+}
+
+// eachContainerStats measures the containers that f lets through.
+func (s *Server) eachContainerStats(ctx context.Context, f *runtimev1.ContainerStatsFilter) (iter.Seq[*runtimev1.ContainerStats], error) {
+	containers, err := s.containers(&runtimev1.ContainerFilter{Id: f.GetId(), PodSandboxId: f.GetPodSandboxId(), LabelSelector: f.GetLabelSelector()})
+	if err != nil {
+		return nil, err
+	}
+	return mapped(s.serving().Stats.EachContainerStats(ctx, containers), s.containerStats), nil
+}
+
+// eachPodStats measures the pods that f lets through.
+func (s *Server) eachPodStats(ctx context.Context, f *runtimev1.PodSandboxStatsFilter) (iter.Seq[*runtimev1.PodSandboxStats], error) {
+	services := s.serving()
+	pods, err := selectPods(services.Pods.ListPods(), &runtimev1.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()})
+	if err != nil {
+		return nil, err
+	}
+	return mapped(services.Stats.EachPodStats(ctx, pods), s.podStats), nil
+}
+
+// mapped translates a sequence.
+func mapped[T, U any](all iter.Seq[T], translate func(T) U) iter.Seq[U] {
+	return func(yield func(U) bool) {
+		for one := range all {
+			if !yield(translate(one)) {
+				return
+			}
+		}
+	}
+}
+
+// firstError is the first of errs that is one: what is known to be the cause stands before its consequences.
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,282 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/sandbox/stats"
+)
+
+// ContainerStats is what a container uses at one moment.
+type ContainerStats struct {
+	*ContainerStatus
+	Usage     *stats.Usage      // nil: it has ended, or its cgroup is gone
+	Layer     *stats.LayerUsage // nil: not yet measured
+	Processes *stats.Processes  // for metrics only
+}
+
+// PodStats is what a pod uses at one moment.
+type PodStats struct {
+	*PodStatus
+	Usage      *stats.Usage   // of all that is in the pod; nil: its cgroups are gone
+	Network    *stats.Network // nil on the host's network
+	Containers []ContainerStats
+}
+
+// ContainerStats measures a container. The error is ErrNotFound, or ErrInvalid if id fits several.
+func (s *Service) ContainerStats(id ContainerID) (ContainerStats, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return ContainerStats{}, err
+	}
+	st, err := c.measure(stats.Container)
+	if err != nil {
+		return ContainerStats{}, fmt.Errorf("measure container %s: %w", c.id, err)
+	}
+	return st, nil
+}
+
+// EachContainerStats measures containers one after another, as they are asked for; it ends with ctx. What cannot be measured of
+// one is left out.
+func (s *Service) EachContainerStats(ctx context.Context, containers []*ContainerStatus) iter.Seq[ContainerStats] {
+	return func(yield func(ContainerStats) bool) {
+		for _, status := range containers {
+			c, err := s.container(status.ID)
+			if err != nil { // removed meanwhile
+				continue
+			}
+			st, err := c.measure(stats.Container)
+			if err != nil {
+				s.log.Warn("cannot measure a container", "container", c.id, "error", err)
+			}
+			if ctx.Err() != nil || !yield(st) {
+				return
+			}
+		}
+	}
+}
+
+// PodStats measures a pod, which must be ready. The error is ErrNotFound, ErrState, or ErrInvalid if id fits several.
+func (s *Service) PodStats(id ID) (PodStats, error) {
+	p, err := s.pod(id)
+	if err != nil {
+		return PodStats{}, err
+	}
+	st, ready, err := p.measure(whole)
+	switch {
+	case !ready:
+		return PodStats{}, fmt.Errorf("%w: pod %s is not ready", ErrState, p.id)
+	case err != nil:
+		return PodStats{}, fmt.Errorf("measure pod %s: %w", p.id, err)
+	}
+	return st, nil
+}
+
+// EachPodStats measures those of the pods that are ready, like EachContainerStats.
+func (s *Service) EachPodStats(ctx context.Context, pods []*PodStatus) iter.Seq[PodStats] {
+	return s.measurePods(ctx, pods, whole)
+}
+
+// EachPodMetrics measures all that can be counted of containers, of all pods that are ready, like EachContainerStats.
+func (s *Service) EachPodMetrics(ctx context.Context) iter.Seq[PodStats] {
+	return s.measurePods(ctx, s.ListPods(), details)
+}
+
+func (s *Service) measurePods(ctx context.Context, pods []*PodStatus, how extent) iter.Seq[PodStats] {
+	return func(yield func(PodStats) bool) {
+		for _, status := range pods {
+			p, err := s.pod(status.ID)
+			if err != nil { // removed meanwhile
+				continue
+			}
+			st, ready, err := p.measure(how)
+			if err != nil {
+				s.log.Warn("cannot measure a pod", "pod", p.id, "error", err)
+			}
+			if ctx.Err() != nil || ready && !yield(st) {
+				return
+			}
+		}
+	}
+}
+
+// measure reads what is wanted of a container. With an error, the rest is valid.
+func (c *container) measure(want cgroup.Counters) (ContainerStats, error) {
+	st := ContainerStats{ContainerStatus: c.status.Load()}
+	if u, ok := c.layer.Usage(); ok {
+		st.Layer = &u
+	} else {
+		c.p.s.walker.Wake()
+	}
+	group := c.group()
+	if st.State == ContainerExited || group == nil {
+		return st, nil
+	}
+	u, err := c.p.s.collector.Read(group, want, &c.meter)
+	if err != nil {
+		if c.status.Load().State == ContainerExited { // meanwhile
+			err = nil
+		}
+		return st, err
+	}
+	st.Usage = &u
+	if want&cgroup.Details == 0 {
+		return st, nil
+	}
+	pids, err := group.Processes()
+	if err != nil {
+		return st, err
+	}
+	p := stats.CountProcesses(pids, st.Pid)
+	st.Processes = &p
+	return st, nil
+}
+
+// group is the container's cgroup; nil if there is none any more.
+func (c *container) group() *cgroup.Group {
+	if _, rt := c.look(); rt != nil {
+		return rt.Cgroup()
+	}
+	return nil
+}
+
+// extent is how much of a pod is measured.
+type extent struct {
+	pod, container cgroup.Counters // pod 0: only containers and network
+	network        bool
+}
+
+var (
+	whole   = extent{pod: stats.Pod, container: stats.Container, network: true}
+	details = extent{container: stats.Metrics, network: true}
+	rates   = extent{pod: stats.Rate, container: stats.Rate}
+)
+
+// measure reads what is wanted of a pod and its containers, if it is ready. With an error, the rest is valid.
+func (p *pod) measure(how extent) (st PodStats, ready bool, err error) {
+	st.PodStatus = p.status.Load()
+	rt := p.runtime()
+	if st.State != PodReady || rt == nil {
+		return st, false, nil
+	}
+	var failed error
+	around := rt.Around(p.spec.Metadata.GetUid())
+	if around == nil {
+		how.container |= how.pod // to be summed up
+	}
+	for _, c := range p.containers(listed) {
+		one, err := c.measure(how.container)
+		if err != nil {
+			failed = fmt.Errorf("container %s: %w", c.id, err)
+		}
+		st.Containers = append(st.Containers, one)
+	}
+	if how.pod != 0 {
+		if st.Usage, err = p.usage(rt, around, how.pod, st.Containers); err != nil {
+			failed = err
+		}
+	}
+	if how.network {
+		if st.Network, err = p.network(rt); err != nil {
+			failed = err
+		}
+	}
+	if p.look() != podReady { // meanwhile
+		return st, false, nil
+	}
+	return st, true, failed
+}
+
+// listed says whether List shows a container in this phase.
+func listed(phase containerPhase) bool {
+	return phase != containerCreating && phase != containerRemoved
+}
+
+// usage is what the cgroup around the pod says, or the sum of what is in it.
+func (p *pod) usage(rt RuntimePod, around *cgroup.Group, want cgroup.Counters, containers []ContainerStats) (*stats.Usage, error) {
+	if around != nil {
+		u, err := p.s.collector.Read(around, want, &p.meter)
+		if err != nil {
+			return nil, err
+		}
+		return &u, nil
+	}
+	var all []stats.Usage
+	if group := rt.Cgroup(); group != nil {
+		u, err := p.s.collector.Read(group, want, &stats.Meter{})
+		if err != nil {
+			return nil, fmt.Errorf("pause: %w", err)
+		}
+		all = append(all, u)
+	}
+	for _, c := range containers {
+		if c.Usage != nil {
+			all = append(all, *c.Usage)
+		}
+	}
+	sum := stats.Sum(all)
+	p.s.collector.Note(&sum, &p.meter)
+	return &sum, nil
+}
+
+// network reads the traffic of the pod's own network through pause, which lives in it.
+func (p *pod) network(rt RuntimePod) (*stats.Network, error) {
+	if p.spec.hostNetwork {
+		return nil, nil
+	}
+	n, err := stats.ReadNetwork(rt.Pid())
+	select {
+	case <-rt.Exited(): // the number may be another's
+		return nil, nil
+	default:
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &n, nil
+}
+
+// sample reads the CPU time of everything every period, for rates.
+func (s *Service) sample(ctx context.Context) {
+	ticker := time.NewTicker(s.config.StatsPeriod)
+	defer ticker.Stop()
+	for {
+		for _, p := range s.table.Load().pods {
+			if ctx.Err() != nil {
+				return
+			}
+			_, _, _ = p.measure(rates) // whoever asks for it hears of the error
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// layers lists the writable layers that there are.
+func (s *Service) layers() []stats.Target {
+	containers := s.table.Load().containers
+	all := make([]stats.Target, len(containers))
+	for i, c := range containers {
+		all[i] = stats.Target{Layer: &c.layer, Dir: s.config.UpperDir(string(c.id))}
+	}
+	return all
+}
+
+// measuring begins what goes on beside requests for statistics.
+func (s *Service) measuring() {
+	if s.config.StatsPeriod > 0 {
+		s.spawn(s.sample)
+	}
+	if s.config.LayerPeriod > 0 && s.config.UpperDir != nil {
+		s.spawn(func(ctx context.Context) { s.walker.Run(ctx, s.layers) })
+	}
+}
+
+// LayerDir is a directory on the file system of writable layers.
+func (s *Service) LayerDir() string { return s.config.LayerDir }

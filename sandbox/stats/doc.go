@@ -1,0 +1,21 @@
+// Package stats measures what pods and containers use: counters of their cgroups, rates made of them, traffic of their
+// networks, their processes and descriptors, and what their writable layers hold.
+//
+// It owns no pod and keeps no list: package sandbox asks for one object at a time and holds, in that object, the little that is
+// remembered between two readings, a Meter and a Layer. They need no making and no closing, and are forgotten with the object.
+//
+// # Costs
+//
+// Nothing is held open: a control file is opened relative to the root of its hierarchy, read once and closed, three system
+// calls. A sample for a rate reads one file (3 system calls). Statistics of a container read 5 files (15 calls) on v1, 9 (27)
+// on v2; those of a pod one file more and that of its network. Metrics read 17 files on v1 and 15 on v2 besides those of huge
+// pages, and look into /proc/PID/fd of every process: one call a descriptor.
+//
+// # Writable layers
+//
+// No file system that criserver can count on says what a directory holds, so it is walked, never while a request waits: one
+// Walker, on a thread of the lowest priority, visits the layers in turn and rests nineteen times as long as it has worked.
+// A container that is asked for before the first visit has no usage of its layer yet. A value is of the time that it says.
+//
+// Concurrency: everything is safe; a Meter and a Layer may be used by several goroutines.
+package stats

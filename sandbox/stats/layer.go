@@ -1,0 +1,200 @@
+package stats
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Layer remembers what the writable layer of one container held when it was last visited. The zero value has not been visited.
+type Layer struct {
+	usage   atomic.Pointer[LayerUsage]
+	removed atomic.Bool
+	due     time.Time // of the next visit; the Walker's
+}
+
+// LayerUsage is what a directory holds, itself included.
+type LayerUsage struct {
+	At     time.Time
+	Bytes  uint64 // that are allocated
+	Inodes uint64
+}
+
+// Usage is not ok before the first visit.
+func (l *Layer) Usage() (u LayerUsage, ok bool) {
+	if p := l.usage.Load(); p != nil {
+		return *p, true
+	}
+	return LayerUsage{}, false
+}
+
+// Remove ends visits; the directory is about to be removed.
+func (l *Layer) Remove() { l.removed.Store(true) }
+
+// Target is a Layer and its directory.
+type Target struct {
+	Layer *Layer
+	Dir   string
+}
+
+// Bounds of the Walker.
+const (
+	idleShare  = 19                   // times what a piece of work took, it rests
+	piece      = 5 * time.Millisecond // of work, then rest
+	visitShare = 100                  // times what a visit took, until the next to the same layer
+	waiting    = 1 << 16              // directories that are remembered to be visited
+	batch      = 256                  // entries that are read at once
+)
+
+// A Walker visits layers. Make it with NewWalker.
+type Walker struct {
+	period time.Duration
+	wake   chan struct{}
+}
+
+// NewWalker makes a Walker that visits a layer at most every period.
+func NewWalker(period time.Duration) *Walker {
+	return &Walker{period: period, wake: make(chan struct{}, 1)}
+}
+
+// Wake says that there is a layer that has not been visited.
+func (w *Walker) Wake() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // it will see this one too
+	}
+}
+
+// Run visits the layers that list gives, until ctx ends.
+func (w *Walker) Run(ctx context.Context, list func() []Target) {
+	runtime.LockOSThread() // and never unlocked: the thread, which is not like others, ends with the goroutine
+	yieldIO()
+	for ctx.Err() == nil {
+		next := time.Now().Add(w.period)
+		for _, t := range list() {
+			if now := time.Now(); !t.Layer.due.After(now) && !t.Layer.removed.Load() {
+				t.Layer.visit(ctx, t.Dir)
+				t.Layer.due = time.Now().Add(max(w.period, visitShare*time.Since(now)/(idleShare+1)))
+			}
+			if t.Layer.due.Before(next) {
+				next = t.Layer.due
+			}
+		}
+		timer := time.NewTimer(time.Until(next))
+		select {
+		case <-ctx.Done():
+		case <-w.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// yieldIO lets the I/O of everybody else go before that of this thread. Its processor time is not made less: a Go thread that
+// waits for its turn keeps the others waiting.
+func yieldIO() {
+	const whoProcess, bestEffort, lowest = 1, 2 << 13, 7
+	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, bestEffort|lowest)
+}
+
+// visit counts what is in dir. What cannot be counted keeps the usage that is known.
+func (l *Layer) visit(ctx context.Context, dir string) {
+	at := time.Now()
+	root, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer root.Close()
+	v := visit{layer: l, root: root, began: at}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+		return
+	}
+	v.add(&st)
+	v.pending = []string{"."}
+	for len(v.pending) > 0 {
+		last := len(v.pending) - 1
+		path := v.pending[last]
+		v.pending = v.pending[:last]
+		if !v.directory(ctx, path) {
+			return
+		}
+	}
+	l.usage.Store(&LayerUsage{At: at, Bytes: uint64(v.bytes + 0.5), Inodes: uint64(v.inodes + 0.5)})
+}
+
+// visit is one count. It remembers no inodes: a file with n names counts for 1/n at each of them. A tree in which more than
+// `waiting` directories wait at once, or paths are too long to be opened, is counted in part.
+type visit struct {
+	layer   *Layer
+	root    *os.File
+	pending []string // paths below root
+	bytes   float64
+	inodes  float64
+	began   time.Time // of the present piece of work
+}
+
+// directory counts the entries of a directory; false if the visit is to end.
+func (v *visit) directory(ctx context.Context, path string) bool {
+	fd, err := unix.Openat2(int(v.root.Fd()), path, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOATIME,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+	if err != nil {
+		return true // it was moved or removed meanwhile
+	}
+	dir := os.NewFile(uintptr(fd), path)
+	defer dir.Close()
+	for {
+		entries, err := dir.ReadDir(batch)
+		for _, e := range entries {
+			var st unix.Stat_t
+			if unix.Fstatat(fd, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+				continue
+			}
+			v.add(&st)
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR && len(v.pending) < waiting {
+				v.pending = append(v.pending, path+"/"+e.Name())
+			}
+		}
+		if err != nil {
+			return errors.Is(err, io.EOF) || !v.layer.removed.Load()
+		}
+		if !v.rest(ctx) {
+			return false
+		}
+	}
+}
+
+func (v *visit) add(st *unix.Stat_t) {
+	names := 1.0
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		names = max(float64(st.Nlink), 1)
+	}
+	v.bytes += float64(st.Blocks) * 512 / names
+	v.inodes += 1 / names
+}
+
+// rest rests if a piece of work is done; false if the visit is to end.
+func (v *visit) rest(ctx context.Context) bool {
+	if v.layer.removed.Load() || ctx.Err() != nil {
+		return false
+	}
+	worked := time.Since(v.began)
+	if worked < piece {
+		return true
+	}
+	timer := time.NewTimer(idleShare * worked)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	}
+	v.began = time.Now()
+	return true
+}
