@@ -50,6 +50,7 @@ type Services struct {
 	Resources  ResourceService
 	Events     EventService
 	Images     ImageService
+	Streams    StreamService
 	Network    NetworkStatus
 	Stats      StatsService
 }

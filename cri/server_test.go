@@ -19,6 +19,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/criserver/criserver/cri/streaming"
 	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/sandbox"
 	"github.com/criserver/criserver/sandbox/events"
@@ -36,6 +37,7 @@ func TestToStatus(t *testing.T) {
 		{fmt.Errorf("%w: x", sandbox.ErrInvalid), codes.InvalidArgument},
 		{fmt.Errorf("x: %w", sandbox.ErrState), codes.FailedPrecondition},
 		{fmt.Errorf("x: %w", sandbox.ErrExecTimeout), codes.DeadlineExceeded},
+		{fmt.Errorf("x: %w", streaming.ErrTooMany), codes.ResourceExhausted},
 		{fmt.Errorf("x: %w", stage.ErrSuperseded), codes.Aborted},
 		{fmt.Errorf("x: %w", stage.ErrClosed), codes.Unavailable},
 		{fmt.Errorf("in stage x: %w", context.DeadlineExceeded), codes.DeadlineExceeded},

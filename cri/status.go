@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/criserver/criserver/cri/streaming"
 	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/sandbox"
 	"github.com/criserver/criserver/sandbox/events"
@@ -34,6 +35,7 @@ var statusCodes = []struct {
 	{sandbox.ErrState, codes.FailedPrecondition},
 	{events.ErrSlow, codes.ResourceExhausted},
 	{sandbox.ErrExecTimeout, codes.DeadlineExceeded},
+	{streaming.ErrTooMany, codes.ResourceExhausted},
 	{imageservice.ErrRegistryUnavailable, codes.Unknown}, // the kubelet looks for the prefix of this code's text
 	{imageservice.ErrInvalidReference, codes.InvalidArgument},
 	{imageservice.ErrNotFound, codes.NotFound},

@@ -197,17 +197,22 @@ func (f *faults) cpuset(field, list string) {
 func validateExecSync(r *runtimev1.ExecSyncRequest) error {
 	var f faults
 	f.required("container_id", r.GetContainerId())
-	if len(r.GetCmd()) == 0 || r.GetCmd()[0] == "" {
-		f.add("cmd", "must not be empty")
-	}
-	for i, s := range r.GetCmd() {
-		f.noNUL(index("cmd", i), s)
-	}
+	f.command(r.GetCmd())
 	f.seconds("timeout", r.GetTimeout())
 	if r.GetTimeout() < 0 {
 		f.add("timeout", "%d is negative", r.GetTimeout())
 	}
 	return f.err()
+}
+
+// command reports what cannot be executed.
+func (f *faults) command(cmd []string) {
+	if len(cmd) == 0 || cmd[0] == "" {
+		f.add("cmd", "must not be empty")
+	}
+	for i, s := range cmd {
+		f.noNUL(index("cmd", i), s)
+	}
 }
 
 // seconds reports what is too long for a duration.

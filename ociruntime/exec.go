@@ -1,10 +1,13 @@
 package ociruntime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +21,9 @@ import (
 // ExecConfig is an additional process of a running container. It inherits everything but its arguments.
 type ExecConfig struct {
 	Args                  []string
-	Terminal              bool     // the three files are one terminal
-	Stdin, Stdout, Stderr *os.File // the child's ends; the caller closes them after Exec; Stdin nil: /dev/null
+	Terminal              *os.File // the slave that Terminal made, instead of the following
+	Stdin, Stdout, Stderr *os.File // the child's ends; nil: /dev/null
+	// The caller closes the files after Exec.
 }
 
 // Exec is an additional process that was started.
@@ -85,21 +89,42 @@ func (e *Exec) compile(pass *passing, group *cgroup.Group, target *os.File, cfg 
 		return nil, nil, err
 	}
 	spec := *e.c.processSpec()
-	spec.Args, spec.Terminal = cfg.Args, cfg.Terminal
+	spec.Args, spec.Terminal = cfg.Args, cfg.Terminal != nil
 	p.Spec = &spec
-	stdin := cfg.Stdin
-	if stdin == nil {
-		if stdin, err = os.Open("/dev/null"); err != nil {
-			return nil, nil, err
-		}
-		pass.owned = append(pass.owned, stdin)
-	}
-	if err := e.c.label(cfg.Stdin, cfg.Stdout, cfg.Stderr); err != nil {
+	if cfg.Terminal != nil {
+		spec.Env = withTerm(spec.Env)
+		tty := pass.give(cfg.Terminal)
+		p.Stdio = [3]program.FD{tty, tty, tty}
+	} else if p.Stdio, err = e.streams(pass, cfg); err != nil {
 		return nil, nil, err
 	}
-	p.Stdio = [3]program.FD{pass.give(stdin), pass.give(cfg.Stdout), pass.give(cfg.Stderr)}
 	prog, err := compile.Exec(p, pass.give(target))
 	return prog, dir, err
+}
+
+func (e *Exec) streams(pass *passing, cfg ExecConfig) (fds [3]program.FD, err error) {
+	if err := e.c.label(cfg.Stdin, cfg.Stdout, cfg.Stderr); err != nil {
+		return fds, err
+	}
+	var null *os.File
+	for i, f := range []*os.File{cfg.Stdin, cfg.Stdout, cfg.Stderr} {
+		if f == nil && null == nil {
+			if null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+				return fds, err
+			}
+			pass.owned = append(pass.owned, null)
+		}
+		fds[i] = pass.give(cmp.Or(f, null))
+	}
+	return fds, nil
+}
+
+// withTerm says what terminal there is, as for a container that has one from its start.
+func withTerm(env []string) []string {
+	if slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
+		return env
+	}
+	return append(slices.Clip(env), "TERM=xterm")
 }
 
 func (e *Exec) start(ctx context.Context, prog *program.Program, s pause.Start) error {

@@ -130,7 +130,7 @@ func (s *start) openTerminal() error {
 	}
 	master := os.NewFile(uintptr(fd), "ptmx")
 	s.owned = append(s.owned, master)
-	slave, err := s.slave(fd)
+	slave, err := s.c.slave(fd)
 	if err != nil {
 		return fmt.Errorf("open terminal: %w", err)
 	}
@@ -138,31 +138,20 @@ func (s *start) openTerminal() error {
 	tty := s.own(slave)
 	s.stdio = [3]program.FD{tty, tty, tty}
 	s.console = true
-	return nil
+	return s.resize(fd)
 }
 
-func (s *start) slave(master int) (*os.File, error) {
-	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, fmt.Errorf("unlock: %w", err)
+// resize gives the terminal the size that the spec asks for.
+func (s *start) resize(master int) error {
+	box := s.c.record.Process.ConsoleSize
+	if box == nil {
+		return nil
 	}
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		return nil, errno
+	size := unix.Winsize{Row: uint16(box.Height), Col: uint16(box.Width)}
+	if err := unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &size); err != nil {
+		return fmt.Errorf("set the terminal's size: %w", err)
 	}
-	f := os.NewFile(n, "terminal")
-	m := s.c.pod.config.UserNS
-	if err := unix.Fchown(int(n), int(m.uid(s.c.record.Process.User.UID)), int(m.gid(ttyGroup))); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("chown: %w", err)
-	}
-	if box := s.c.record.Process.ConsoleSize; box != nil {
-		size := unix.Winsize{Row: uint16(box.Height), Col: uint16(box.Width)}
-		if err := unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &size); err != nil {
-			_ = f.Close()
-			return nil, fmt.Errorf("set size: %w", err)
-		}
-	}
-	return f, nil
+	return nil
 }
 
 func (m *IDMap) uid(id uint32) uint32 {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/sandbox/stream"
 )
 
 const (
@@ -30,7 +31,7 @@ func (s *Service) ExecSync(ctx context.Context, id ContainerID, cmd []string, ti
 	if len(cmd) == 0 {
 		return nil, nil, 0, fmt.Errorf("%w: cmd is empty", ErrInvalid)
 	}
-	c, rt, err := s.runningContainer(ctx, id)
+	c, rt, err := s.runningContainer(id)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -40,8 +41,7 @@ func (s *Service) ExecSync(ctx context.Context, id ContainerID, cmd []string, ti
 		defer cancel()
 	}
 	var out, errs capture
-	uid, gid := c.owner()
-	if err := errors.Join(out.open(uid, gid), errs.open(uid, gid)); err != nil {
+	if err := errors.Join(out.open(c.owner()), errs.open(c.owner())); err != nil {
 		return nil, nil, 0, errors.Join(err, out.close(), errs.close())
 	}
 	exec, err := rt.Exec(ctx, ociruntime.ExecConfig{Args: cmd, Stdout: out.w, Stderr: errs.w})
@@ -98,27 +98,19 @@ type capture struct {
 	done sync.WaitGroup
 }
 
-// open makes the pipe. It belongs to the command's user, who may open /dev/stdout again; its writing end blocks.
-func (c *capture) open(uid, gid uint32) error {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return fmt.Errorf("pipe: %w", err)
-	}
-	err := unix.SetNonblock(fds[0], true)
-	c.r, c.w = os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output")
-	if err == nil && (uid != 0 || gid != 0) {
-		err = unix.Fchown(fds[1], int(uid), int(gid))
-	}
+// open makes the pipe.
+func (c *capture) open(o stream.Owner) (err error) {
+	c.r, c.w, err = stream.OutputPipe(o)
 	return err
 }
 
 // owner is the container's user on the host.
-func (c *container) owner() (uid, gid uint32) {
+func (c *container) owner() stream.Owner {
 	user, m := c.status.Load().User, c.p.spec.userNS
 	if m == nil {
-		return user.UID, user.GID
+		return stream.Owner{UID: user.UID, GID: user.GID}
 	}
-	return hostID(m.UIDs, user.UID), hostID(m.GIDs, user.GID)
+	return stream.Owner{UID: hostID(m.UIDs, user.UID), GID: hostID(m.GIDs, user.GID)}
 }
 
 // hostID maps an id of a user namespace to the host; one that is not mapped becomes the overflow id.

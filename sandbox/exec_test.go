@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/criserver/criserver/sandbox/stream"
 )
 
 func TestExecSync(t *testing.T) {
@@ -78,7 +80,7 @@ func TestEndOfTheCallerKillsTheCommand(t *testing.T) {
 func TestOutputAtTheDeadline(t *testing.T) {
 	for range 100 {
 		var c capture
-		if err := c.open(0, 0); err != nil {
+		if err := c.open(stream.Owner{}); err != nil {
 			t.Fatal(err)
 		}
 		text := strings.Repeat("x", 60000)

@@ -310,7 +310,7 @@ func (c *fakeContainer) Exec(_ context.Context, e ociruntime.ExecConfig) (Runtim
 		return nil, err
 	}
 	cmd := exec.Command(e.Args[0], e.Args[1:]...)
-	cmd.Stdout, cmd.Stderr = e.Stdout, e.Stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = orNull(e.Stdin), orNull(e.Stdout), orNull(e.Stderr)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -321,6 +321,18 @@ func (c *fakeContainer) Exec(_ context.Context, e ociruntime.ExecConfig) (Runtim
 		close(fe.done)
 	}()
 	return fe, nil
+}
+
+// orNull keeps a nil file from becoming an interface that is not nil.
+func orNull(f *os.File) *os.File {
+	if f == nil {
+		f, _ = os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	}
+	return f
+}
+
+func (c *fakeContainer) Terminal() (master, slave *os.File, err error) {
+	return nil, nil, errors.New("no terminals here")
 }
 
 type fakeExec struct {

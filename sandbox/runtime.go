@@ -47,6 +47,7 @@ type RuntimeContainer interface {
 	Exited() <-chan struct{}
 	Exit() (ociruntime.Exit, bool)
 	Exec(context.Context, ociruntime.ExecConfig) (RuntimeExec, error)
+	Terminal() (master, slave *os.File, err error)
 	ReopenLog(ctx context.Context, path string) error
 	Update(ociruntime.Limits) (undo func() error, err error)
 	Delete(context.Context) error

@@ -119,7 +119,7 @@ func (c *container) remove(ctx context.Context) error {
 
 // ReopenContainerLog makes a running container's log go on in a new file at its path, after somebody renamed the old.
 func (s *Service) ReopenContainerLog(ctx context.Context, id ContainerID) error {
-	c, rt, err := s.runningContainer(ctx, id)
+	c, rt, err := s.runningContainer(id)
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func ofProcess(err error) error {
 }
 
 // runningContainer finds a container that must be running.
-func (s *Service) runningContainer(ctx context.Context, id ContainerID) (*container, RuntimeContainer, error) {
+func (s *Service) runningContainer(id ContainerID) (*container, RuntimeContainer, error) {
 	c, err := s.container(id)
 	if err != nil {
 		return nil, nil, err

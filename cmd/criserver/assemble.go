@@ -6,15 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/cri"
+	"github.com/criserver/criserver/cri/streaming"
 	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/ociruntime"
@@ -73,6 +76,10 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		if err != nil {
 			return err
 		}
+		streams, err := n.assembleStreaming(ctx) // before pods: a start that fails changes nothing
+		if err != nil {
+			return err
+		}
 		pods, err := sandbox.New(ctx, sandbox.Config{
 			StateDir: config.State, RootDir: config.Root, Settings: config.podSettings(),
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
@@ -81,7 +88,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			UpperDir: layers.UpperDir, LayerDir: layersDir(config), Recorder: recorder, Log: log,
 		})
 		if err != nil {
-			return fmt.Errorf("bring back pods: %w", err)
+			return errors.Join(fmt.Errorf("bring back pods: %w", err), streams.Close(ctx))
 		}
 		n.apply = func(c *Config) error {
 			pods.Configure(c.podSettings())
@@ -98,7 +105,9 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			}
 			return network.RemoveDefault() // a node without pods is left as it was found
 		})
-		services := cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images}
+		streams.Serve(pods)
+		n.closers = append(n.closers, streams.Close) // runs before that of pods: commands end with their streams
+		services := cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images, Streams: streams}
 		services.Network = func() (bool, string, string) {
 			s := network.Status()
 			return s.Ready, s.Reason, s.Message
@@ -199,6 +208,15 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 		return layers.Sync(ctx) // what was pulled last need not be pulled again after a power loss
 	})
 	return layers, images, nil
+}
+
+func (n *node) assembleStreaming(ctx context.Context) (*streaming.Server, error) {
+	c := n.config.Streaming
+	return streaming.Listen(ctx, streaming.Config{
+		Address:     net.JoinHostPort(c.Address, strconv.Itoa(c.Port)),
+		IdleTimeout: time.Duration(c.IdleTimeout), CreationTimeout: time.Duration(c.CreationTimeout),
+		CertFile: c.TLSCert, KeyFile: c.TLSKey, Log: n.log,
+	})
 }
 
 // networkConfig is what package cni is to be given.

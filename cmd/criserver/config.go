@@ -27,6 +27,7 @@ type Config struct {
 	Images    Images    `toml:"images" comment:"Images and layers."`
 	Security  Security  `toml:"security" comment:"Security modules of the kernel."`
 	Stats     Stats     `toml:"stats" comment:"Statistics of pods and containers."`
+	Streaming Streaming `toml:"streaming" comment:"The HTTP server of exec, attach and port forwarding."`
 
 	Handlers map[string]Handler `toml:"handlers" comment:"Runtime handlers, which a RuntimeClass names. default is that of pods that name none, and is always there."`
 }
@@ -80,6 +81,16 @@ type Stats struct {
 	LayerPeriod Duration `toml:"layer_period" comment:"Between two measurements of what a container has written to its root, at least. 0: it is not measured."`
 }
 
+// Streaming is the HTTP server of exec, attach and port forwarding.
+type Streaming struct {
+	Address         string   `toml:"address" comment:"IP address that it listens on. The kubelet is the client: leave it on loopback."`
+	Port            int      `toml:"port" comment:"Its port; 0: any."`
+	IdleTimeout     Duration `toml:"idle_timeout" comment:"How long a connection may be idle before it is closed."`
+	CreationTimeout Duration `toml:"creation_timeout" comment:"How long a client may take to open its streams."`
+	TLSCert         string   `toml:"tls_cert" comment:"Certificate file in PEM form, with tls_key: HTTPS. Both are read again when they have changed. Empty: HTTP."`
+	TLSKey          string   `toml:"tls_key" comment:"Key file of the certificate."`
+}
+
 // Duration is a time.Duration that is written as "1.5s" in the file.
 type Duration time.Duration
 
@@ -117,6 +128,7 @@ func defaultConfig() Config {
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},
 		Images:       Images{Store: "auto"},
+		Streaming:    Streaming{Address: "127.0.0.1", IdleTimeout: Duration(4 * time.Hour), CreationTimeout: Duration(30 * time.Second)},
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
 		Stats:        Stats{Period: Duration(10 * time.Second), LayerPeriod: Duration(10 * time.Second)},
 		Handlers:     map[string]Handler{handlerOfAll: defaultHandlerConfig()},

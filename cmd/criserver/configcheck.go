@@ -76,6 +76,7 @@ func validate(c *Config) []string {
 	if n := c.Container.LogLineMax; n < 256 || n > 1<<20 {
 		add("container.log_line_max", "%d is not between 256 and %d", n, 1<<20)
 	}
+	checkStreaming(&c.Streaming, add)
 	if len(c.Network.Bridge) > 15 || strings.ContainsAny(c.Network.Bridge, "/ \t\n:") {
 		add("network.bridge", "%q is not the name of a network device", c.Network.Bridge)
 	}
@@ -93,6 +94,29 @@ func validate(c *Config) []string {
 		}
 	}
 	return faults
+}
+
+func checkStreaming(s *Streaming, add func(key, format string, args ...any)) {
+	if _, err := netip.ParseAddr(s.Address); err != nil {
+		add("streaming.address", "%q is not an IP address", s.Address)
+	}
+	if s.Port < 0 || s.Port > 65535 {
+		add("streaming.port", "%d is not between 0 and 65535", s.Port)
+	}
+	if s.IdleTimeout <= 0 {
+		add("streaming.idle_timeout", "must be positive")
+	}
+	if s.CreationTimeout <= 0 {
+		add("streaming.creation_timeout", "must be positive")
+	}
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		add("streaming.tls_cert", "must be set together with streaming.tls_key")
+	}
+	for _, file := range []struct{ key, path string }{{"streaming.tls_cert", s.TLSCert}, {"streaming.tls_key", s.TLSKey}} {
+		if file.path != "" && !filepath.IsAbs(file.path) {
+			add(file.key, "%q is not an absolute path", file.path)
+		}
+	}
 }
 
 // checkSubnets wants subnets with room for pods, one per address family.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
 
 	"github.com/criserver/criserver/cri"
 )
@@ -40,7 +41,8 @@ func newServe(flags *flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			hangup := make(chan os.Signal, 1) // of several, one reload sees what the last one means
+			klog.SetSlogLogger(slog.New(quiet{log.Handler()})) // what the streaming library uses
+			hangup := make(chan os.Signal, 1)                  // of several, one reload sees what the last one means
 			signal.Notify(hangup, unix.SIGHUP)
 			defer signal.Stop(hangup)
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)

@@ -1,0 +1,78 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/sandbox/stream"
+)
+
+// firstSizeBound is how long a command with a terminal waits for the size that its client sends first.
+const firstSizeBound = 250 * time.Millisecond
+
+// RunningContainer finds a container that must be running, and returns its full id.
+func (s *Service) RunningContainer(id ContainerID) (ContainerID, error) {
+	c, _, err := s.runningContainer(id)
+	if err != nil {
+		return "", err
+	}
+	return c.id, nil
+}
+
+// Exec runs cmd in a running container with the streams of a client, and returns its exit code. It is killed, with all its
+// children, when ctx ends or the client takes no more output.
+func (s *Service) Exec(ctx context.Context, id ContainerID, cmd []string, client stream.Client) (code int32, err error) {
+	c, rt, err := s.runningContainer(id)
+	if err != nil {
+		return 0, err
+	}
+	link, exec, err := c.execLinked(ctx, rt, cmd, client)
+	if err != nil {
+		return 0, execError(ctx, c, 0, err)
+	}
+	defer exec.Close()
+	ctx = link.Start(ctx)
+	err = await(ctx, exec)
+	until := time.Now()
+	if err == nil {
+		until = until.Add(drainBound)
+	}
+	link.Finish(until)
+	if err != nil {
+		return 0, execError(ctx, c, 0, err)
+	}
+	return exec.Code(), nil
+}
+
+// execLinked starts a command whose streams are linked to a client.
+func (c *container) execLinked(ctx context.Context, rt RuntimeContainer, cmd []string, client stream.Client) (*stream.Link, RuntimeExec, error) {
+	if len(cmd) == 0 {
+		return nil, nil, fmt.Errorf("%w: cmd is empty", ErrInvalid)
+	}
+	config := ociruntime.ExecConfig{Args: cmd}
+	var link *stream.Link
+	if client.TTY {
+		master, slave, err := rt.Terminal()
+		if err != nil {
+			return nil, nil, err
+		}
+		defer slave.Close()
+		link, config.Terminal = stream.Terminal(client, master), slave
+		link.FirstSize(ctx, firstSizeBound)
+	} else {
+		made, files, err := stream.Pipes(client, c.owner())
+		if err != nil {
+			return nil, nil, err
+		}
+		defer files.Close()
+		link, config.Stdin, config.Stdout, config.Stderr = made, files.Stdin, files.Stdout, files.Stderr
+	}
+	exec, err := rt.Exec(ctx, config)
+	if err != nil {
+		link.Close()
+		return nil, nil, err
+	}
+	return link, exec, nil
+}
