@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"time"
@@ -122,9 +123,11 @@ func (b *HostBus) call(ctx context.Context, call func(*busLink) error) error {
 	}
 }
 
-// unanswered says that a call came to nobody, or that there was nobody any more to answer it.
+// unanswered says that a call came to nobody, or that there was nobody any more to answer it. A write may find that out
+// before the connection counts as lost.
 func unanswered(err error) bool {
-	return errors.Is(err, dbus.ErrClosed) || isBusError(err, "org.freedesktop.DBus.Error.NoReply") ||
+	var broken *net.OpError
+	return errors.As(err, &broken) || errors.Is(err, dbus.ErrClosed) || isBusError(err, "org.freedesktop.DBus.Error.NoReply") ||
 		isBusError(err, "org.freedesktop.DBus.Error.ServiceUnknown") || isBusError(err, "org.freedesktop.DBus.Error.NameHasNoOwner") ||
 		isBusError(err, "org.freedesktop.DBus.Error.Disconnected")
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // dialer is a systemd that can be lost.
@@ -74,6 +76,25 @@ func TestHostBusIsConnectedAgain(t *testing.T) {
 	bus.Close()
 	if d.closed != 2 {
 		t.Errorf("%d connections closed, want 2", d.closed)
+	}
+}
+
+// A write to a bus that has just gone fails before anybody has noticed otherwise; the call is repeated all the same.
+func TestHostBusRepeatsBrokenCall(t *testing.T) {
+	d := &dialer{bus: &fakeBus{units: map[string][]systemd.Property{}, result: "done"}}
+	bus, calls := newHostBus(d.dial), 0
+	err := bus.call(ctx(t), func(*busLink) error {
+		if calls++; calls == 1 {
+			return &net.OpError{Op: "write", Net: "unix", Err: unix.EPIPE}
+		}
+		return nil
+	})
+	if err != nil || calls != 2 {
+		t.Errorf("%d calls, error %v; want 2 and none", calls, err)
+	}
+	refused := errors.New("refused")
+	if err := bus.call(ctx(t), func(*busLink) error { return refused }); err != refused {
+		t.Errorf("an answer becomes %v", err)
 	}
 }
 
