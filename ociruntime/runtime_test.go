@@ -94,7 +94,11 @@ func newFixtureOn(t testing.TB, hierarchies *cgroup.Hierarchies) *fixture {
 	}
 	t.Cleanup(func() { _ = rt.Close() })
 	f := &fixture{runtime: rt, parent: "/critest-" + randomID()[:8], root: busyboxRoot(t)}
-	t.Cleanup(func() { f.removeParent(t, hierarchies) })
+	t.Cleanup(func() {
+		if strings.HasPrefix(f.parent, "/") { // else it is systemd's
+			f.removeParent(t, hierarchies)
+		}
+	})
 	return f
 }
 

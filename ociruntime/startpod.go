@@ -122,6 +122,14 @@ func (p *Pod) enterScope(ctx context.Context) error {
 		return p.unscoped(err)
 	}
 	p.scope = scope
+	// What an earlier attempt of the same name has left in hierarchies of v1 that systemd does not know.
+	stale, err := p.runtime.config.Cgroups.Open(scope.Path(), p.config.ID)
+	if err == nil {
+		err = stale.Delete(ctx)
+	}
+	if err != nil {
+		return err
+	}
 	return p.makeGroup(scope.Path())
 }
 

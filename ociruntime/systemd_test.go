@@ -40,6 +40,9 @@ func newFixtureSystemd(t testing.TB) *fixture {
 		if left, _ := filepath.Glob("/run/systemd/transient/cri-*"); len(left) != 0 {
 			t.Errorf("left: %v", left)
 		}
+		if f.runtime.config.Cgroups.Exists("/" + top + ".slice") { // in v1 systemd does not know all hierarchies
+			t.Errorf("left: cgroup /%s.slice", top)
+		}
 	})
 	return f
 }
@@ -77,8 +80,21 @@ func cgroupOf(t *testing.T, pid int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, dir, _ := strings.Cut(strings.TrimSpace(string(text)), "0::")
+	_, dir, v1 := strings.Cut(string(text), ":name=systemd:")
+	if !v1 {
+		_, dir, _ = strings.Cut(string(text), "0::")
+	}
+	dir, _, _ = strings.Cut(dir, "\n")
 	return dir
+}
+
+// systemdTree is where systemd has the hierarchy of its units.
+func systemdTree() string {
+	const v1 = "/sys/fs/cgroup/systemd"
+	if _, err := os.Stat(v1); err == nil {
+		return v1
+	}
+	return "/sys/fs/cgroup"
 }
 
 func TestSystemdScope(t *testing.T) {
@@ -186,9 +202,9 @@ func TestSystemdLeavesNoScope(t *testing.T) {
 	}
 }
 
-// stubborn starts a process that ignores SIGTERM in a new group of cgroup2.
+// stubborn starts a process that ignores SIGTERM in a new group.
 func stubborn(t *testing.T, group string) error {
-	dir := "/sys/fs/cgroup" + group
+	dir := systemdTree() + group
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
@@ -239,7 +255,7 @@ func TestSystemdIsDisturbed(t *testing.T) {
 			if err := c.Start(testContext(t)); err != nil {
 				t.Fatal(err)
 			}
-			before := controllers(t, running)
+			before := controllers(t, running, c)
 			stop := make(chan struct{})
 			var lives sync.WaitGroup
 			var ids [8][]string
@@ -259,11 +275,15 @@ func TestSystemdIsDisturbed(t *testing.T) {
 			for _, id := range slices.Concat(ids[:]...) {
 				checkNoScope(t, f, id)
 			}
-			if after := controllers(t, running); !slices.Equal(before, after) {
+			if after := controllers(t, running, c); !slices.Equal(before, after) {
 				t.Errorf("controllers were\n%s\nand are\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 			}
-			if text, err := os.ReadFile(c.group.Paths()["memory"] + "/memory.max"); err != nil || string(text) != "33554432\n" {
-				t.Errorf("memory.max is %s, %v", text, err)
+			file := "memory.max"
+			if f.runtime.config.Cgroups.Mode() != cgroup.V2 {
+				file = "memory.limit_in_bytes"
+			}
+			if text, err := os.ReadFile(filepath.Join(c.group.Paths()["memory"], file)); err != nil || string(text) != "33554432\n" {
+				t.Errorf("%s is %s, %v", file, text, err)
 			}
 			if _, exited := c.Exit(); exited {
 				t.Error("the container has ended")
@@ -297,10 +317,17 @@ func (f *fixture) live(t *testing.T) string {
 	return config.ID
 }
 
-// controllers are what a pod's scope and those above it distribute.
-func controllers(t *testing.T, p *Pod) []string {
+// controllers are what a pod's scope and those above it distribute, which is nothing in v1, and where a container's process is.
+func controllers(t *testing.T, p *Pod, c *Container) []string {
 	t.Helper()
-	var lines []string
+	place, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{string(place)}
+	if p.runtime.config.Cgroups.Mode() != cgroup.V2 {
+		return lines
+	}
 	for dir := p.scope.Path(); dir != "/"; dir = path.Dir(dir) {
 		text, err := os.ReadFile("/sys/fs/cgroup" + dir + "/cgroup.subtree_control")
 		if err != nil {
@@ -360,7 +387,7 @@ func TestSystemdIsNotTheDriverOfBefore(t *testing.T) {
 			if tt.before != nil {
 				_ = exec.Command("systemctl", "stop", "cri-"+config.ID+".scope").Run() // waits if it is not gone
 			}
-			if dir := "/sys/fs/cgroup" + place; place != "/" && tt.parent != "" {
+			if dir := systemdTree() + place; place != "/" && tt.parent != "" {
 				if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("left: %s, %v", dir, err)
 				}
