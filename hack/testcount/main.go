@@ -172,7 +172,7 @@ func (r results) report(w io.Writer, listed []line) (ok bool, err error) {
 		count[action]++
 		if action == "skip" && !slices.ContainsFunc(listed, func(l line) bool { return l.matches(key) }) {
 			unlisted++
-			_, err = fmt.Fprintf(w, "--- skipped, but test/skips.txt does not say why it may be: %s\n%s", key, one.output.String())
+			_, err = fmt.Fprintf(w, "--- skipped, but no list says why it may be: %s\n%s", key, one.output.String())
 		}
 		if err != nil {
 			return false, err

@@ -25,7 +25,7 @@ func TestRun(t *testing.T) {
 		{name: "listed skip", ok: true, skips: "# comment\nstage.TestB needs systemd\nstage.TestC* needs a guest\n",
 			events: `{"Action":"pass",` + p + `,"Test":"TestA"}{"Action":"skip",` + p + `,"Test":"TestB"}{"Action":"skip",` + p + `,"Test":"TestC/x"}`, want: []string{"1 passed, 0 failed, 2 skipped"}},
 		{name: "skip that nobody listed", events: `{"Action":"pass",` + p + `,"Test":"TestA"}{"Action":"output",` + p + `,"Test":"TestB","Output":"because\n"}{"Action":"skip",` + p + `,"Test":"TestB"}`,
-			want: []string{"1 passed, 1 failed, 0 skipped", "because", "--- skipped, but test/skips.txt does not say why it may be: stage.TestB"}},
+			want: []string{"1 passed, 1 failed, 0 skipped", "because", "--- skipped, but no list says why it may be: stage.TestB"}},
 		{name: "what must run has run", ok: true, must: "stage.TestA/x is why the guest is there\nstage.TestB* too\n",
 			events: `{"Action":"pass",` + p + `,"Test":"TestA/x"}{"Action":"pass",` + p + `,"Test":"TestB/y"}`, want: []string{"2 passed, 0 failed, 0 skipped"}},
 		{name: "what must run has not", must: "stage.TestB is why the guest is there\n", skips: "stage.TestB needs a guest\n",

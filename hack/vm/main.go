@@ -4,7 +4,7 @@
 //	go run ./hack/vm list
 //	go run ./hack/vm build [-force] [FLAVOUR...]
 //	go run ./hack/vm run [-timeout D] [-with PACKAGE] [-results TAR] FLAVOUR -- COMMAND...
-//	go run ./hack/vm test [-timeout D] [-out DIR] [FLAVOUR...]
+//	go run ./hack/vm test [-short] [-collect] [-timeout D] [-out DIR] [FLAVOUR...]
 //
 // build makes what the flavours are made of out of Debian's packages: qemu, kernels, root file systems. They are kept in
 // the user's cache directory under a digest of how they are made, so build is only needed for -force, which fetches newer
@@ -14,8 +14,8 @@
 // and exits with its status. What it leaves in /results becomes TAR. Each -with adds a package's tests as
 // /payload/tests/PACKAGE/test, with dashes for slashes.
 //
-// test runs in each flavour the tests that tests/FLAVOUR lists; tests/skips and tests/FLAVOUR.skips say which
-// of them may be skipped there.
+// test runs in each flavour the tests that tests/FLAVOUR lists, with -short those alone that are marked with a +, as `make test`
+// does; test/skips.txt, tests/skips and tests/FLAVOUR.skips say which of them may be skipped there.
 package main
 
 import (

@@ -25,6 +25,8 @@ func runTests(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("test", flag.ExitOnError)
 	timeout := flags.Duration("timeout", 30*time.Minute, "how long each guest may live")
 	out := flags.String("out", "", "directory for a JUnit report and what else comes back of each flavour (default: in the cache)")
+	short := flags.Bool("short", false, "only the tests that are marked with a + in the lists")
+	collect := flags.Bool("collect", false, "do not judge the results: leave test events, must and skips of each flavour in -out for testcount")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -45,7 +47,17 @@ func runTests(ctx context.Context, args []string) error {
 	}
 	var failed []string
 	for _, f := range chosen {
-		ok, err := testFlavour(ctx, f, testPaths{repo: repo, reports: filepath.Join(*out, f.name)}, *timeout)
+		r := testRun{flavour: f, repo: repo, reports: filepath.Join(*out, f.name)}
+		if err := r.read(*short); err != nil {
+			return err
+		}
+		if err := r.run(ctx, *timeout); err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		if *collect {
+			continue
+		}
+		ok, err := r.judge(ctx)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -59,47 +71,12 @@ func runTests(ctx context.Context, args []string) error {
 	return nil
 }
 
-// testPaths are where a flavour's tests are listed and where its reports go.
-type testPaths struct {
-	repo, reports string
-}
-
-func (p testPaths) list(f flavour) string { return filepath.Join(p.repo, "hack/vm/tests", f.name) }
-
-// testFlavour runs a flavour's tests and says whether all is well.
-func testFlavour(ctx context.Context, f flavour, paths testPaths, timeout time.Duration) (ok bool, err error) {
-	list, err := os.ReadFile(paths.list(f))
-	if err != nil {
-		return false, err
-	}
-	suites := selected(string(list))
-	g, err := newGuest(ctx, f, timeout)
-	if err != nil {
-		return false, err
-	}
-	defer g.remove()
-	var packages []string
-	for _, s := range suites {
-		packages = append(packages, s.pkg)
-	}
-	if err := g.load(ctx, packages, testCommand(f, suites, timeout-spare)); err != nil {
-		return false, err
-	}
-	var facts bytes.Buffer
-	fmt.Printf("== %s: %s\n", f.name, f.about)
-	if _, err := g.run(ctx, io.MultiWriter(os.Stdout, &facts)); err != nil {
-		return false, err
-	}
-	if err := errors.Join(os.RemoveAll(paths.reports), os.MkdirAll(paths.reports, 0o755)); err != nil {
-		return false, err
-	}
-	if err := os.WriteFile(filepath.Join(paths.reports, "guest.txt"), facts.Bytes(), 0o644); err != nil {
-		return false, err
-	}
-	if err := tell(ctx, paths.reports, "tar", "-xf", g.results()); err != nil {
-		return false, err
-	}
-	return judge(ctx, f, paths, suites)
+// testRun is what is run in one guest. In its results a package is called after the flavour too, as in "minimal/ociruntime",
+// so that they can be counted together with those of other places.
+type testRun struct {
+	flavour       flavour
+	repo, reports string // directories
+	suites        []suite
 }
 
 // suite is what is run of a package's tests.
@@ -107,17 +84,89 @@ type suite struct {
 	pkg, pattern string
 }
 
-// selected reads a list of tests: "package.Test", with a * at the end for any rest, and why it is there. What is listed
-// is run, and must pass.
-func selected(list string) []suite {
-	patterns, order := map[string][]string{}, []string{}
-	for line := range strings.Lines(list) {
-		words := strings.Fields(line)
-		if len(words) == 0 || words[0][0] == '#' {
-			continue
+// read reads the flavour's lists, and writes those of what must run and of what may be skipped into the reports.
+func (r *testRun) read(short bool) error {
+	lists := filepath.Join(r.repo, "hack/vm/tests")
+	list, err := os.ReadFile(filepath.Join(lists, r.flavour.name))
+	if err != nil {
+		return err
+	}
+	must := selected(string(list), short)
+	r.suites = suitesOf(must)
+	var skips []string // listed for all, for all guests and for the flavour
+	for _, name := range []string{filepath.Join(r.repo, "test/skips.txt"), filepath.Join(lists, "skips"), filepath.Join(lists, r.flavour.name+".skips")} {
+		text, err := os.ReadFile(name)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
-		dot := strings.LastIndex(words[0], ".")
-		pkg, test := words[0][:dot], words[0][dot+1:]
+		skips = append(skips, selected(string(text), false)...)
+	}
+	if err := errors.Join(os.RemoveAll(r.reports), os.MkdirAll(r.reports, 0o755)); err != nil {
+		return err
+	}
+	for name, lines := range map[string][]string{mustName: must, skipsName: skips} {
+		var text strings.Builder
+		for _, line := range lines {
+			fmt.Fprintf(&text, "%s/%s\n", r.flavour.name, line)
+		}
+		if err := os.WriteFile(filepath.Join(r.reports, name), []byte(text.String()), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Files in the reports of a flavour, which testcount takes.
+const (
+	mustName  = "must.txt"
+	skipsName = "skips.txt"
+)
+
+// run has a guest run the suites. Their events come into the reports, a file a package.
+func (r *testRun) run(ctx context.Context, timeout time.Duration) error {
+	g, err := newGuest(ctx, r.flavour, timeout)
+	if err != nil {
+		return err
+	}
+	defer g.remove()
+	var packages []string
+	for _, s := range r.suites {
+		packages = append(packages, s.pkg)
+	}
+	if err := g.load(ctx, packages, r.command(timeout-spare)); err != nil {
+		return err
+	}
+	var facts bytes.Buffer
+	fmt.Printf("== %s: %s\n", r.flavour.name, r.flavour.about)
+	if _, err := g.run(ctx, io.MultiWriter(os.Stdout, &facts)); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(r.reports, "guest.txt"), facts.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return tell(ctx, r.reports, "tar", "-xf", g.results())
+}
+
+// selected returns the lines of a list that say something: "package.Test", with a * at the end for any rest, and why it is
+// there. Those that are marked with a + come without it; short leaves others out.
+func selected(list string, short bool) []string {
+	var lines []string
+	for line := range strings.Lines(list) {
+		line, marked := strings.CutPrefix(strings.TrimSpace(line), "+")
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' && (marked || !short) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// suitesOf makes of what is listed one suite for each package. What is listed is run.
+func suitesOf(lines []string) []suite {
+	patterns, order := map[string][]string{}, []string{}
+	for _, line := range lines {
+		name, _, _ := strings.Cut(line, " ")
+		dot := strings.LastIndex(name, ".")
+		pkg, test := name[:dot], name[dot+1:]
 		if patterns[pkg] == nil {
 			order = append(order, pkg)
 		}
@@ -136,38 +185,26 @@ func selected(list string) []suite {
 	return suites
 }
 
-// testCommand is the script that runs the suites in a guest, one after another, all within the time. Test events of each
-// are a file of its results.
-func testCommand(f flavour, suites []suite, within time.Duration) string {
+// command is the script that runs the suites in the guest, one after another, all within the time. Test events of each are
+// a file of its results.
+func (r *testRun) command(within time.Duration) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "export driver=%s bound=%.0f\n. /usr/lib/vm/testing\n", f.driver, within.Seconds())
-	for _, s := range suites {
-		fmt.Fprintf(&b, "run_tests %s%s %s '%s'\n", module, s.pkg, testDir(s.pkg), s.pattern)
+	fmt.Fprintf(&b, "export driver=%s bound=%.0f\n. /usr/lib/vm/testing\n", r.flavour.driver, within.Seconds())
+	for _, s := range r.suites {
+		fmt.Fprintf(&b, "run_tests %s%s/%s %s '%s'\n", module, r.flavour.name, s.pkg, testDir(s.pkg), s.pattern)
 	}
 	return b.String()
 }
 
-// judge counts what the tests came to and writes the JUnit report. Skips may be listed for all, for all guests and for the
-// flavour.
-func judge(ctx context.Context, f flavour, paths testPaths, suites []suite) (ok bool, err error) {
-	var skips []byte
-	for _, name := range []string{filepath.Join(paths.repo, "test/skips.txt"), filepath.Join(filepath.Dir(paths.list(f)), "skips"), paths.list(f) + ".skips"} {
-		text, err := os.ReadFile(name)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return false, err
-		}
-		skips = append(skips, text...)
-	}
-	listed := filepath.Join(paths.reports, "skips.txt")
-	if err := os.WriteFile(listed, skips, 0o644); err != nil {
-		return false, err
-	}
-	args := []string{"run", "./hack/testcount", "-junit", filepath.Join(paths.reports, "junit.xml"), "-must", paths.list(f), listed}
-	for _, s := range suites {
-		args = append(args, filepath.Join(paths.reports, testDir(s.pkg)+".json"))
+// judge counts what the tests came to and writes the JUnit report.
+func (r *testRun) judge(ctx context.Context) (ok bool, err error) {
+	file := func(name string) string { return filepath.Join(r.reports, name) }
+	args := []string{"run", "./hack/testcount", "-junit", file("junit.xml"), "-must", file(mustName), file(skipsName)}
+	for _, s := range r.suites {
+		args = append(args, file(testDir(s.pkg)+".json"))
 	}
 	count := exec.CommandContext(ctx, "go", args...)
-	count.Dir, count.Stdout, count.Stderr = paths.repo, os.Stdout, os.Stderr
+	count.Dir, count.Stdout, count.Stderr = r.repo, os.Stdout, os.Stderr
 	var exit *exec.ExitError
 	if err := count.Run(); err != nil && !errors.As(err, &exit) {
 		return false, err

@@ -467,7 +467,7 @@ func TestFrozenDuringExec(t *testing.T) {
 		c.waitOutput(t, "ready")
 		ended := make(chan error, 1)
 		go func() {
-			_, err := d.runtime.ExecSync(bounded(t), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "7706"}, Timeout: int64(patience) * 2})
+			_, err := d.runtime.ExecSync(bounded(t), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "7706"}, Timeout: int64(patience) + 1})
 			ended <- err
 		}()
 		eventually(t, rpcBound, "the command runs", func() bool { return running(t, "sleep 7706") == 1 })
