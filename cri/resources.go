@@ -10,7 +10,7 @@ import (
 
 // ResourceService is what cri wants of sandbox.Service for limits.
 type ResourceService interface {
-	UpdateContainer(ctx context.Context, id sandbox.ContainerID, change *runtimev1.LinuxContainerResources) error
+	UpdateContainer(ctx context.Context, id sandbox.ContainerID, change *runtimev1.LinuxContainerResources, annotations map[string]string) error
 	UpdatePod(id sandbox.ID, overhead, resources *runtimev1.LinuxContainerResources) error
 }
 
@@ -18,7 +18,7 @@ func (h *runtimeHandlers) UpdateContainerResources(ctx context.Context, r *runti
 	if err := validateUpdateContainer(r); err != nil {
 		return nil, err
 	}
-	err := h.serving().Resources.UpdateContainer(ctx, sandbox.ContainerID(r.GetContainerId()), r.GetLinux())
+	err := h.serving().Resources.UpdateContainer(ctx, sandbox.ContainerID(r.GetContainerId()), r.GetLinux(), r.GetAnnotations())
 	return &runtimev1.UpdateContainerResourcesResponse{}, err
 }
 

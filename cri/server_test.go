@@ -108,8 +108,8 @@ func (b *backend) ExecSync(_ context.Context, id sandbox.ContainerID, cmd []stri
 func (b *backend) ReopenContainerLog(_ context.Context, id sandbox.ContainerID) error {
 	return b.call("ReopenContainerLog %s", id)
 }
-func (b *backend) UpdateContainer(_ context.Context, id sandbox.ContainerID, r *runtimev1.LinuxContainerResources) error {
-	return b.call("UpdateContainer %s %d", id, r.GetCpuShares())
+func (b *backend) UpdateContainer(_ context.Context, id sandbox.ContainerID, r *runtimev1.LinuxContainerResources, annotations map[string]string) error {
+	return b.call("UpdateContainer %s %d %v", id, r.GetCpuShares(), annotations)
 }
 func (b *backend) UpdatePod(id sandbox.ID, overhead, resources *runtimev1.LinuxContainerResources) error {
 	return b.call("UpdatePod %s %d %d", id, overhead.GetCpuShares(), resources.GetCpuShares())
@@ -287,8 +287,9 @@ func TestHandlersCallOnce(t *testing.T) {
 			r, err := c.ExecSync(ctx, &runtimev1.ExecSyncRequest{ContainerId: "c", Cmd: []string{"a", "b"}, Timeout: 2})
 			return errors.Join(err, mustBe(fmt.Sprintf("%s %s %d", r.GetStdout(), r.GetStderr(), r.GetExitCode()), "out err 3"))
 		}},
-		{"UpdateContainer c 7", func(ctx context.Context, c *client) error {
-			_, err := c.UpdateContainerResources(ctx, &runtimev1.UpdateContainerResourcesRequest{ContainerId: "c", Linux: &runtimev1.LinuxContainerResources{CpuShares: 7}})
+		{"UpdateContainer c 7 map[a:b]", func(ctx context.Context, c *client) error {
+			_, err := c.UpdateContainerResources(ctx, &runtimev1.UpdateContainerResourcesRequest{ContainerId: "c", Linux: &runtimev1.LinuxContainerResources{CpuShares: 7},
+				Annotations: map[string]string{"a": "b"}})
 			return err
 		}},
 		{"UpdatePod p 2 7", func(ctx context.Context, c *client) error {

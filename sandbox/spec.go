@@ -71,6 +71,9 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 	if err != nil {
 		return err
 	}
+	if b.spec.Linux.Resources.BlockIO, err = s.blockIO(b.config, p.spec.Annotations); err != nil {
+		return err
+	}
 	if err := s.injectDevices(b); err != nil {
 		return err
 	}

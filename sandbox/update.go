@@ -10,6 +10,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/ociruntime/blockio"
 	"github.com/criserver/criserver/ociruntime/cgroup"
 	"github.com/criserver/criserver/ociruntime/limits"
 	"github.com/criserver/criserver/ociruntime/specgen"
@@ -56,7 +57,8 @@ func (s *Service) limitsOf(recorded *Limits, config *runtimev1.ContainerConfig) 
 
 // UpdateContainer changes the limits of a container that is created or running: now, in its record and, if it has not
 // started, in what it will start with; all of it or nothing. Zero and empty fields stay as they are; see package limits.
-func (s *Service) UpdateContainer(ctx context.Context, id ContainerID, change *runtimev1.LinuxContainerResources) error {
+// Annotations are those of the request; the one of package blockio for containers is heeded.
+func (s *Service) UpdateContainer(ctx context.Context, id ContainerID, change *runtimev1.LinuxContainerResources, annotations map[string]string) error {
 	c, err := s.container(id)
 	if err != nil {
 		return err
@@ -64,6 +66,9 @@ func (s *Service) UpdateContainer(ctx context.Context, id ContainerID, change *r
 	todo := ociruntime.Limits{}
 	if todo.Resources, err = specgen.Change(change, s.host.CgroupV2); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if todo.Resources.BlockIO, err = s.blockIOOf(annotations[blockio.ContainerAnnotation]); err != nil {
+		return err
 	}
 	if score := int(change.GetOomScoreAdj()); score != 0 {
 		todo.OOMScoreAdj = &score

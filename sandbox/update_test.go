@@ -31,10 +31,10 @@ func TestUpdate(t *testing.T) {
 			if started {
 				must(t, m.s.StartContainer(t.Context(), id))
 			}
-			must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuQuota: 5000, MemoryLimitInBytes: 100, OomScoreAdj: 7}))
-			must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 512}))
-			must(t, m.s.UpdateContainer(t.Context(), id, &cri{}))
-			must(t, m.s.UpdateContainer(t.Context(), id, nil))
+			must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuQuota: 5000, MemoryLimitInBytes: 100, OomScoreAdj: 7}, nil))
+			must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 512}, nil))
+			must(t, m.s.UpdateContainer(t.Context(), id, &cri{}, nil))
+			must(t, m.s.UpdateContainer(t.Context(), id, nil, nil))
 			look := func() {
 				t.Helper()
 				r := m.status(id).Resources()
@@ -80,7 +80,7 @@ func TestUpdateRefused(t *testing.T) {
 		} {
 			before := m.status(id)
 			m.failing("Update", row.fail)
-			if err := m.s.UpdateContainer(t.Context(), row.id, row.change); !errors.Is(err, row.want) || !strings.Contains(err.Error(), row.text) {
+			if err := m.s.UpdateContainer(t.Context(), row.id, row.change, nil); !errors.Is(err, row.want) || !strings.Contains(err.Error(), row.text) {
 				t.Errorf("%s: %v, want %v", row.name, err, row.want)
 			}
 			if m.status(id) != before || len(m.process(id).limits) > 0 {
@@ -89,15 +89,15 @@ func TestUpdateRefused(t *testing.T) {
 		}
 		m.failing("Update", nil)
 		must(t, m.s.StopContainer(t.Context(), id, 0))
-		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "is exited") {
+		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}, nil); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "is exited") {
 			t.Errorf("update of a container that has exited: %v", err)
 		}
 		must(t, m.s.StopPod(t.Context(), pod))
-		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}); !errors.Is(err, ErrState) {
+		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}, nil); !errors.Is(err, ErrState) {
 			t.Errorf("update in a pod that was stopped: %v", err)
 		}
 		must(t, m.s.RemovePod(t.Context(), pod))
-		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}); !errors.Is(err, ErrNotFound) {
+		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}, nil); !errors.Is(err, ErrNotFound) {
 			t.Errorf("update of a container that was removed: %v", err)
 		}
 		m.clean()
@@ -108,12 +108,12 @@ func TestUpdateRefused(t *testing.T) {
 func TestUpdateThatCannotBeRecorded(t *testing.T) {
 	in(t, func(t *testing.T, m *machine) {
 		pod, id := m.made()
-		must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}))
+		must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}, nil))
 		before, p := m.status(id), m.process(id)
 		c, err := m.s.container(id)
 		must(t, err)
 		must(t, os.Rename(c.p.dir(), c.p.dir()+".away"))
-		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 7}); !errors.Is(err, os.ErrNotExist) {
+		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 7}, nil); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("update: %v", err)
 		}
 		if m.status(id) != before || len(p.limits) != 1 {
@@ -148,7 +148,7 @@ func TestUpdatesTakeTurns(t *testing.T) {
 		wg.Go(func() { must(t, m.s.StartContainer(t.Context(), id)) })
 		synctest.Wait()
 		for i := range 5 {
-			wg.Go(func() { must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 100 + int64(i)})) })
+			wg.Go(func() { must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 100 + int64(i)}, nil)) })
 		}
 		synctest.Wait()
 		want(t, "updates during the start", len(p.limits), 0)
@@ -161,7 +161,7 @@ func TestUpdatesTakeTurns(t *testing.T) {
 		hold("Update")
 		short, cancel := context.WithCancel(t.Context())
 		wg.Go(func() {
-			if err := m.s.UpdateContainer(short, id, &cri{CpuShares: 999}); !errors.Is(err, context.Canceled) {
+			if err := m.s.UpdateContainer(short, id, &cri{CpuShares: 999}, nil); !errors.Is(err, context.Canceled) {
 				t.Errorf("update without a caller: %v", err)
 			}
 		})
@@ -185,7 +185,7 @@ func TestUpdatesTakeTurns(t *testing.T) {
 func TestUpdateTakenBack(t *testing.T) {
 	in(t, func(t *testing.T, m *machine) {
 		pod, id := m.made()
-		must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}))
+		must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}, nil))
 		c, err := m.s.container(id)
 		must(t, err)
 		before := c.status.Load().Limits

@@ -17,6 +17,7 @@ type Config struct {
 	Pause        string   `toml:"pause" comment:"The pause binary. Empty: beside criserver, then ../libexec/criserver, then /usr/libexec/criserver."`
 	CgroupDriver string   `toml:"cgroup_driver" comment:"auto, cgroupfs or systemd. auto: systemd where systemd manages a unified hierarchy, else cgroupfs."`
 	PauseCgroup  string   `toml:"pause_cgroup" comment:"Where a pod's pause process is accounted. pod: in the pod's cgroup; runtime: under criserver's own."`
+	BlockIO      string   `toml:"blockio" comment:"File of classes of block I/O, which annotations name, in the form of goresctrl. Empty: none."`
 	CertsDirs    []string `toml:"certs_dirs" comment:"Directories of hosts.toml files, one directory per registry host. The first that knows a host is used."`
 
 	Log       Log       `toml:"log" comment:"Messages of criserver on standard error."`

@@ -44,6 +44,9 @@ func validate(c *Config) []string {
 	if c.Pause != "" {
 		absolute("pause", c.Pause)
 	}
+	if c.BlockIO != "" {
+		absolute("blockio", c.BlockIO)
+	}
 	absolute("certs_dirs", c.CertsDirs...)
 	absolute("cdi.spec_dirs", c.CDI.SpecDirs...)
 	absolute("cni.conf_dir", c.CNI.ConfDir)

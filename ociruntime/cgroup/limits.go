@@ -63,7 +63,7 @@ func wantsPids(r *specs.LinuxResources) bool { return r.Pids != nil && set(r.Pid
 
 func wantsBlockIO(r *specs.LinuxResources) bool {
 	b := r.BlockIO
-	return b != nil && (set(b.Weight) || set(b.LeafWeight) ||
+	return b != nil && (b.Weight != nil || set(b.LeafWeight) ||
 		len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0)
 }
 

@@ -307,6 +307,12 @@ func TestV2Settings(t *testing.T) {
 			ThrottleReadBpsDevice:   []specs.LinuxThrottleDevice{{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 8, Minor: 1}, Rate: 9}},
 			ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 8}}}}},
 			"io.weight=10000 io.max=8:1 rbps=9 io.max=8:0 wiops=max"},
+		{"block weights", now, specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(0)),
+			WeightDevice: []specs.LinuxWeightDevice{{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 8}, Weight: ptr(uint16(10))},
+				{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 8, Minor: 1}, Weight: ptr(uint16(0))}}}}, "io.weight=100 io.weight=8:0 1 io.weight=8:1 default"},
+		{"weights of BFQ", fakeFiles(map[string]string{"io.bfq.weight": "default 100"}), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(0)),
+			WeightDevice: []specs.LinuxWeightDevice{{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 8}, Weight: ptr(uint16(0))}}}},
+			"io.bfq.weight=100 io.bfq.weight=8:0 0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := planned(v2{}, c.now, &c.res); got != c.want {

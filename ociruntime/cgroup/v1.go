@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -217,6 +218,9 @@ func refuseBelowUsage(now current, m *specs.LinuxMemory, file string) error {
 	return err
 }
 
+// defaultBlockWeight is what the kernel gives a new group.
+const defaultBlockWeight = 100
+
 func (v1) blockIO(now current, b *specs.LinuxBlockIO) ([]setting, error) {
 	if set(b.LeafWeight) || slices.ContainsFunc(b.WeightDevice, func(d specs.LinuxWeightDevice) bool { return set(d.LeafWeight) }) {
 		return nil, errors.New("leaf weights went with the CFQ scheduler in Linux 5.0")
@@ -226,11 +230,11 @@ func (v1) blockIO(now current, b *specs.LinuxBlockIO) ([]setting, error) {
 	if _, err := now("blkio.bfq.weight"); err == nil {
 		weight, weightDevice = "blkio.bfq.weight", "blkio.bfq.weight_device"
 	}
-	if set(b.Weight) {
-		s = append(s, setting{what: "block weight", file: weight, value: strconv.Itoa(int(*b.Weight))})
+	if b.Weight != nil {
+		s = append(s, setting{what: "block weight", file: weight, value: strconv.Itoa(int(cmp.Or(*b.Weight, defaultBlockWeight)))})
 	}
 	for _, d := range b.WeightDevice {
-		if set(d.Weight) {
+		if d.Weight != nil {
 			s = append(s, setting{what: "block device weight", file: weightDevice, value: fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight)})
 		}
 	}

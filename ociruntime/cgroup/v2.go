@@ -242,25 +242,26 @@ func (v2) blockIO(now current, b *specs.LinuxBlockIO) ([]setting, error) {
 		return nil, errors.New("leaf weights do not exist in cgroup v2")
 	}
 	var s []setting
-	bfq := false
+	file, weight := "io.weight", func(w uint16) string { return strconv.FormatUint(ioWeight(w), 10) }
 	if _, err := now("io.bfq.weight"); err == nil {
-		bfq = true
+		file, weight = "io.bfq.weight", func(w uint16) string { return strconv.Itoa(int(w)) }
 	}
-	weight := func(w uint16) (string, string) {
-		if bfq {
-			return "io.bfq.weight", strconv.Itoa(int(w))
+	if w := b.Weight; w != nil {
+		value := strconv.Itoa(defaultBlockWeight)
+		if *w != 0 {
+			value = weight(*w)
 		}
-		return "io.weight", strconv.FormatUint(ioWeight(w), 10)
-	}
-	if set(b.Weight) {
-		file, value := weight(*b.Weight)
 		s = append(s, setting{what: "block weight", file: file, value: value})
 	}
 	for _, d := range b.WeightDevice {
-		if set(d.Weight) {
-			file, value := weight(*d.Weight)
-			s = append(s, setting{what: "block device weight", file: file, value: fmt.Sprintf("%d:%d %s", d.Major, d.Minor, value)})
+		if d.Weight == nil {
+			continue
 		}
+		value := weight(*d.Weight)
+		if *d.Weight == 0 && file == "io.weight" {
+			value = "default"
+		}
+		s = append(s, setting{what: "block device weight", file: file, value: fmt.Sprintf("%d:%d %s", d.Major, d.Minor, value)})
 	}
 	for _, t := range []struct {
 		key     string

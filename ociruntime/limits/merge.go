@@ -14,7 +14,7 @@ func merge(old, change *specs.LinuxResources) *specs.LinuxResources {
 	next.Devices = nil
 	next.CPU = mergeCPU(old.CPU, change.CPU)
 	next.Memory = mergeMemory(old.Memory, change.Memory)
-	next.BlockIO = mergeBlockIO(old.BlockIO, change.BlockIO)
+	next.BlockIO = cmp.Or(change.BlockIO, old.BlockIO)
 	next.HugepageLimits = mergeList(old.HugepageLimits, change.HugepageLimits, func(l specs.LinuxHugepageLimit) string { return l.Pagesize })
 	if change.Pids != nil && set(change.Pids.Limit) {
 		next.Pids = change.Pids
@@ -68,24 +68,6 @@ func mergeMemory(old, change *specs.LinuxMemory) *specs.LinuxMemory {
 		Swappiness:       cmp.Or(change.Swappiness, old.Swappiness),
 		DisableOOMKiller: cmp.Or(change.DisableOOMKiller, old.DisableOOMKiller),
 		UseHierarchy:     cmp.Or(change.UseHierarchy, old.UseHierarchy),
-	}
-}
-
-func mergeBlockIO(old, change *specs.LinuxBlockIO) *specs.LinuxBlockIO {
-	if old == nil || change == nil {
-		return cmp.Or(change, old)
-	}
-	throttle := func(of func(*specs.LinuxBlockIO) []specs.LinuxThrottleDevice) []specs.LinuxThrottleDevice {
-		return mergeList(of(old), of(change), func(d specs.LinuxThrottleDevice) specs.LinuxBlockIODevice { return d.LinuxBlockIODevice })
-	}
-	return &specs.LinuxBlockIO{
-		Weight:                  pick(old.Weight, change.Weight),
-		LeafWeight:              pick(old.LeafWeight, change.LeafWeight),
-		WeightDevice:            mergeList(old.WeightDevice, change.WeightDevice, func(d specs.LinuxWeightDevice) specs.LinuxBlockIODevice { return d.LinuxBlockIODevice }),
-		ThrottleReadBpsDevice:   throttle(func(b *specs.LinuxBlockIO) []specs.LinuxThrottleDevice { return b.ThrottleReadBpsDevice }),
-		ThrottleWriteBpsDevice:  throttle(func(b *specs.LinuxBlockIO) []specs.LinuxThrottleDevice { return b.ThrottleWriteBpsDevice }),
-		ThrottleReadIOPSDevice:  throttle(func(b *specs.LinuxBlockIO) []specs.LinuxThrottleDevice { return b.ThrottleReadIOPSDevice }),
-		ThrottleWriteIOPSDevice: throttle(func(b *specs.LinuxBlockIO) []specs.LinuxThrottleDevice { return b.ThrottleWriteIOPSDevice }),
 	}
 }
 

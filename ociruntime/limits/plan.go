@@ -19,6 +19,7 @@ func Plan(old, change *specs.LinuxResources) (todo, next *specs.LinuxResources, 
 	do.Devices = nil
 	do.Memory = withSwap(old, change)
 	next = merge(old, &do)
+	do.BlockIO = toBlockIO(old.BlockIO, change.BlockIO)
 	return &do, next, checkMemory(next.Memory)
 }
 
