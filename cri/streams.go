@@ -12,6 +12,7 @@ import (
 // StreamService is what cri wants of streaming.Server: URLs that lead to streams.
 type StreamService interface {
 	Exec(streaming.ExecRequest) (url string, err error)
+	PortForward(streaming.PortForwardRequest) (url string, err error)
 }
 
 func (h *runtimeHandlers) Exec(_ context.Context, r *runtimev1.ExecRequest) (*runtimev1.ExecResponse, error) {
@@ -22,6 +23,21 @@ func (h *runtimeHandlers) Exec(_ context.Context, r *runtimev1.ExecRequest) (*ru
 		Container: sandbox.ContainerID(r.GetContainerId()), Cmd: r.GetCmd(), Streams: clientStreams(r),
 	})
 	return &runtimev1.ExecResponse{Url: url}, err
+}
+
+func (h *runtimeHandlers) PortForward(_ context.Context, r *runtimev1.PortForwardRequest) (*runtimev1.PortForwardResponse, error) {
+	var f faults
+	f.required("pod_sandbox_id", r.GetPodSandboxId())
+	for i, port := range r.GetPort() {
+		if port < 1 || port > 65535 {
+			f.add(index("port", i), "%d is not a port", port)
+		}
+	}
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	url, err := h.serving().Streams.PortForward(streaming.PortForwardRequest{Pod: sandbox.ID(r.GetPodSandboxId()), Ports: r.GetPort()})
+	return &runtimev1.PortForwardResponse{Url: url}, err
 }
 
 // streamer is a request for streams of a container.

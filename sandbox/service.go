@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,6 +128,7 @@ type Service struct {
 type namespaces struct {
 	pin   func(ns *os.File, path string) error
 	unpin func(path string) error
+	dial  func(ctx context.Context, ns *os.File, port uint16) (*net.TCPConn, error)
 }
 
 // New reads the records of an earlier criserver and adopts its pods: when it returns, all that is listed is true. What
@@ -145,7 +147,7 @@ func New(ctx context.Context, config Config) (*Service, error) {
 
 // connect makes a new Service one of this node, and recovers what there is on it.
 func (s *Service) connect(ctx context.Context) (err error) {
-	s.netns, s.plan = namespaces{pin: cni.PinNetNS, unpin: cni.UnpinNetNS}, s.makeSpec
+	s.netns, s.plan = namespaces{pin: cni.PinNetNS, unpin: cni.UnpinNetNS, dial: cni.DialLocalhost}, s.makeSpec
 	if s.host, err = host(); err != nil {
 		return fmt.Errorf("ask the node what it has: %w", err)
 	}

@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"net"
+	"os"
 	"time"
 
 	"github.com/criserver/criserver/ociruntime"
@@ -75,4 +77,46 @@ func (c *container) execLinked(ctx context.Context, rt RuntimeContainer, cmd []s
 		return nil, nil, err
 	}
 	return link, exec, nil
+}
+
+// ReadyPod finds a pod that must be ready, and returns its full id.
+func (s *Service) ReadyPod(id ID) (ID, error) {
+	p, _, err := s.readyPod(id)
+	if err != nil {
+		return "", err
+	}
+	return p.id, nil
+}
+
+func (s *Service) readyPod(id ID) (*pod, RuntimePod, error) {
+	p, err := s.pod(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.phase != podReady || p.rt == nil {
+		return nil, nil, fmt.Errorf("%w: pod %s is not ready", ErrState, p.id)
+	}
+	return p, p.rt, nil
+}
+
+// DialPod connects to a port on a pod's localhost, which for a pod on the host's network is the host's.
+func (s *Service) DialPod(ctx context.Context, id ID, port uint16) (*net.TCPConn, error) {
+	p, rt, err := s.readyPod(id)
+	if err != nil {
+		return nil, err
+	}
+	var ns *os.File
+	if !p.spec.hostNetwork {
+		if ns, err = rt.NetNS(); err != nil {
+			return nil, fmt.Errorf("open the network namespace of pod %s: %w", p.id, err)
+		}
+		defer ns.Close()
+	}
+	conn, err := s.netns.dial(ctx, ns, port)
+	if err != nil {
+		return nil, fmt.Errorf("pod %s: %w", p.id, err)
+	}
+	return conn, nil
 }

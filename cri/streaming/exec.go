@@ -38,6 +38,7 @@ func (s *Server) Exec(r ExecRequest) (url string, err error) {
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/exec/{token}", opener(s, s.serveExec))
+	mux.HandleFunc("/portforward/{token}", opener(s, s.servePortForward))
 	return mux
 }
 

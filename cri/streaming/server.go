@@ -30,7 +30,10 @@ type Runtime interface {
 	// RunningContainer and ReadyPod return the full id of what can be streamed to.
 	RunningContainer(sandbox.ContainerID) (sandbox.ContainerID, error)
 
+	ReadyPod(sandbox.ID) (sandbox.ID, error)
+
 	Exec(ctx context.Context, id sandbox.ContainerID, cmd []string, client stream.Client) (code int32, err error)
+	DialPod(ctx context.Context, id sandbox.ID, port uint16) (*net.TCPConn, error)
 }
 
 // Server serves streams.
