@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -239,7 +240,43 @@ var golden = []struct {
 	}},
 }
 
+var goldenHandlers = []struct {
+	name string
+	f    change
+}{
+	{"handler", func(in *Input, c *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
+		in.Pod.Annotations = map[string]string{"example.com/a": "1", "example.com/b/c": "2", "other.com/a": "3", "io.kubernetes.cri.sandbox-name": "forged",
+			"umask.crio.io": "077", "unified-cgroup.crio.io/web": "memory.high=7; pids.max=8;", "io.kubernetes.cri-o.Devices": "/dev/fuse:/dev/annotated:r"}
+		c.Annotations = map[string]string{"device.example.com/x": "4", "example.com/a": "container's"}
+		c.Devices = []*runtimev1.Device{{HostPath: "/dev/fuse", ContainerPath: "/dev/other"}}
+		s.RunAsUser, s.RunAsGroup = &runtimev1.Int64Value{Value: 1005}, &runtimev1.Int64Value{Value: 7}
+		*in.Handler = Handler{
+			Capabilities: []string{"chown", "CAP_KILL"}, Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 5, Hard: 500}, {Type: "RLIMIT_CORE", Hard: 9}},
+			Env: []string{"A=handler", "PATH=/handler"}, DeviceOwnership: true, PidsLimit: 50, CgroupWritable: true, PrivilegedDevices: PrivilegedHost,
+			SeccompUnset: runtimeDefault, PodAnnotations: []string{"example.com/*", "io.kubernetes.*"}, ContainerAnnotations: []string{"device.example.com/?"},
+			AllowedAnnotations: []string{"umask.crio.io", "io.kubernetes.cri-o.UnifiedCgroup", "devices.crio.io"}, AnnotationDevices: []string{"/dev/fuse"},
+		}
+		in.Host.Ceiling = map[string]uint64{"RLIMIT_NOFILE": 100}
+	}},
+	{"handler-annotations-not-allowed", func(in *Input, _ *runtimev1.ContainerConfig, _ *runtimev1.LinuxContainerSecurityContext) {
+		in.Pod.Annotations = map[string]string{"umask.crio.io": "9", "unified-cgroup.crio.io/web": "x", "devices.crio.io": "/dev/none", "cgroup2-mount-hierarchy-rw.crio.io": "true"}
+	}},
+	{"handler-privileged-allowed", func(in *Input, _ *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
+		privileged(in, s)
+		in.Handler.PrivilegedDevices = PrivilegedAllowed
+	}},
+	{"handler-privileged-none", func(in *Input, c *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
+		privileged(in, s)
+		in.Handler.PrivilegedDevices = PrivilegedNone
+		c.Devices = []*runtimev1.Device{{HostPath: "/dev/fuse"}}
+	}},
+	{"handler-cgroup-writable-v1", func(in *Input, _ *runtimev1.ContainerConfig, _ *runtimev1.LinuxContainerSecurityContext) {
+		in.Host.CgroupV2, in.Handler.CgroupWritable, in.Handler.Capabilities = false, true, []string{"ALL"}
+	}},
+}
+
 func TestGolden(t *testing.T) {
+	golden := slices.Concat(golden, goldenHandlers)
 	for _, c := range golden {
 		t.Run(c.name, func(t *testing.T) {
 			spec, err := Container(changed(c.f))
@@ -296,6 +333,14 @@ func TestRefusals(t *testing.T) {
 	podUserNS := func(u *runtimev1.UserNamespace) change {
 		return func(i in, _ cfg, _ sec) {
 			i.Pod.Linux.SecurityContext.NamespaceOptions = &runtimev1.NamespaceOption{UsernsOptions: u}
+		}
+	}
+	annotated := func(key, value string) change {
+		return func(i in, _ cfg, _ sec) {
+			i.Pod.Annotations = map[string]string{key: value}
+			for _, a := range PeerAnnotations {
+				i.Handler.AllowedAnnotations = append(i.Handler.AllowedAnnotations, a.Name)
+			}
 		}
 	}
 	local := func(ref string) *runtimev1.SecurityProfile {
@@ -372,6 +417,18 @@ func TestRefusals(t *testing.T) {
 		{"linux.resources.memory_swap_limit_in_bytes: 5 is below the memory limit of 9", limits(&runtimev1.LinuxContainerResources{MemoryLimitInBytes: 9, MemorySwapLimitInBytes: 5})},
 		{`linux.resources.hugepage_limits[0].page_size: "2X" is not`, limits(&runtimev1.LinuxContainerResources{HugepageLimits: []*runtimev1.HugepageLimit{{PageSize: "2X"}}})},
 		{`linux.resources.unified: "../x.y" is not`, limits(&runtimev1.LinuxContainerResources{Unified: map[string]string{"../x.y": "1"}})},
+		{`annotations["umask.crio.io"]: "1000" is not an octal number`, annotated("umask.crio.io", "1000")},
+		{`annotations["umask.crio.io"]: "8" is not an octal number`, annotated("umask.crio.io", "8")},
+		{`annotations["devices.crio.io"]: device "/dev/sda" is not one that pods may ask for`, annotated("devices.crio.io", "/dev/fuse,/dev/sda")},
+		{`annotations["devices.crio.io"]: "/dev/fuse:/a:r:w" is not of the form`, annotated("devices.crio.io", "/dev/fuse:/a:r:w")},
+		{`annotations["devices.crio.io"].permissions: "x" is not`, annotated("devices.crio.io", "/dev/fuse:/dev/a:x")},
+		{`annotations["unified-cgroup.crio.io/web"]: "memory.high" is not of the form`, annotated("unified-cgroup.crio.io/web", "memory.high")},
+		{`annotations["io.kubernetes.cri-o.UnifiedCgroup.web"]: "../x.y=1" is not of the form`, annotated("io.kubernetes.cri-o.UnifiedCgroup.web", "../x.y=1")},
+		{`annotations["unified-cgroup.crio.io.web"]: this host has no cgroup v2`, func(i in, c cfg, s sec) {
+			annotated("unified-cgroup.crio.io.web", "a.b=1")(i, c, s)
+			i.Host.CgroupV2 = false
+		}},
+		{`linux.security_context.run_as_username: user "ghost" is not in /etc/passwd of the image`, func(_ in, _ cfg, s sec) { s.RunAsUsername = "ghost" }},
 		{`linux.resources.unified: "a.b": this host has no cgroup v2`, func(i in, c cfg, _ sec) {
 			i.Host.CgroupV2 = false
 			c.Linux.Resources = &runtimev1.LinuxContainerResources{Unified: map[string]string{"a.b": "1"}}

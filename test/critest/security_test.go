@@ -71,7 +71,7 @@ func TestUsersRefused(t *testing.T) {
 		code        codes.Code
 		text        string
 	}{
-		{"unknown name", suite.busybox, func(c *context) { c.RunAsUsername = "nosuch" }, codes.Unknown, "nosuch"},
+		{"unknown name", suite.busybox, func(c *context) { c.RunAsUsername = "nosuch" }, codes.InvalidArgument, `run_as_username: user "nosuch" is not in /etc/passwd`},
 		{"image's unknown name", unknown, func(*context) {}, codes.Unknown, "nosuch"},
 		{"group without user", suite.busybox, func(c *context) { c.RunAsGroup = id(5) }, codes.InvalidArgument, "run_as_group"},
 		{"uid and name", suite.busybox, func(c *context) { c.RunAsUser, c.RunAsUsername = id(5), "bob" }, codes.InvalidArgument, "run_as_username"},
