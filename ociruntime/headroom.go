@@ -71,15 +71,23 @@ func (r *Runtime) adjust(pid int) {
 }
 
 // Ceiling is how far containers can be given limits of processes, by type: no further than the hard ones that pause has,
-// unless criserver has CAP_SYS_RESOURCE and they are in no user namespace; nil is no ceiling.
+// unless criserver has CAP_SYS_RESOURCE and they are in no user namespace. Beyond fs.nr_open nobody can be given descriptors.
 func Ceiling(userNS bool) (map[string]uint64, error) {
 	caps, err := readCapabilities()
 	if err != nil {
 		return nil, err
 	}
+	text, err := os.ReadFile("/proc/sys/fs/nr_open")
+	if err != nil {
+		return nil, err
+	}
+	files, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("/proc/sys/fs/nr_open: %w", err)
+	}
 	able := caps.permitted&(1<<unix.CAP_SYS_RESOURCE) != 0
 	if able && !userNS {
-		return nil, nil
+		return map[string]uint64{"RLIMIT_NOFILE": files}, nil
 	}
 	ceiling, err := rlimit.Own()
 	if err != nil {
@@ -90,5 +98,6 @@ func Ceiling(userNS bool) (map[string]uint64, error) {
 			ceiling[r.name] = max(ceiling[r.name], r.to)
 		}
 	}
+	ceiling["RLIMIT_NOFILE"] = min(ceiling["RLIMIT_NOFILE"], files)
 	return ceiling, nil
 }

@@ -30,7 +30,7 @@
 //
 // # Files on disk
 //
-//	<state>/pods/<pod id>/record              the pod, as podRecord
+//	<state>/pods/<pod id>/record              the pod, as podRecord, with what its runtime handler gave when it was made
 //	<state>/pods/<pod id>/c-<container id>    a container, as containerRecord
 //	<state>/pods/<pod id>/{hostname,hosts,resolv.conf}  what containers see under /etc; the rest there is ociruntime's
 //	<state>/corrupt/                          records that could not be read

@@ -40,7 +40,10 @@ func (s *Service) Configure(settings Settings) {
 		}
 		warned[h] = true
 		if _, lowered := rlimit.Clamp(h.Rlimits, s.host.Ceiling); len(lowered) > 0 {
-			s.log.Warn("containers get lower limits than configured: criserver lacks CAP_SYS_RESOURCE", "handler", name, "configured", lowered)
+			s.log.Warn("containers get lower limits than configured: criserver may not give them more", "handler", name, "configured", lowered)
+		}
+		if h.CgroupWritable && !s.host.CgroupV2 {
+			s.log.Warn("containers may not make groups in theirs: that needs cgroup v2", "handler", name)
 		}
 	}
 	s.settings.Store(now)

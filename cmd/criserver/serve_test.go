@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -138,8 +139,10 @@ func TestNodeAnswersSaysReadyAndStops(t *testing.T) {
 	closer := func(name string) func(context.Context) error {
 		return func(context.Context) error { closed = append(closed, name); return nil }
 	}
+	hangup := make(chan os.Signal)
 	n := &node{config: c, log: log, cri: cri.New(cri.Config{Version: "1", Log: log}),
-		start: func(context.Context) error { return nil }, closers: closers{closer("store"), closer("pods")}}
+		reloads: reloads{wanted: hangup, load: func() (Config, error) { return c, errors.New("broken") }},
+		start:   func(context.Context) error { return nil }, closers: closers{closer("store"), closer("pods")}}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -151,7 +154,7 @@ func TestNodeAnswersSaysReadyAndStops(t *testing.T) {
 		}
 		buffer := make([]byte, 64)
 		n, err := manager.Read(buffer)
-		if got := string(buffer[:n]); got != want || err != nil {
+		if got, _, _ := strings.Cut(string(buffer[:n]), "\n"); got != want || err != nil {
 			t.Fatalf("manager got %q, error %v, want %q", got, err, want)
 		}
 	}
@@ -166,6 +169,9 @@ func TestNodeAnswersSaysReadyAndStops(t *testing.T) {
 	if err != nil || response.GetRuntimeName() != "criserver" || response.GetRuntimeApiVersion() != "v1" || response.GetVersion() == "" || response.GetRuntimeVersion() == "" {
 		t.Errorf("Version: got %v, error %v", response, err)
 	}
+	hangup <- unix.SIGHUP
+	expect("RELOADING=1")
+	expect("READY=1")
 	cancel()
 	expect("STOPPING=1")
 	if err := <-ended; err != nil {

@@ -182,6 +182,16 @@ func TestPrivilegedPaths(t *testing.T) {
 	p.prints(t, "0\n /proc/sys proc ro, /sys sysfs ro, /sys/fs/cgroup "+cgroupKind()+" ro,", script, security(hidden))
 }
 
+// A privileged container may do in its user namespace what root may there, and nothing beyond.
+func TestPrivilegedInUserNamespace(t *testing.T) {
+	d := use(t)
+	_, inUserNS := userNamespace(10 << 20)
+	p := runPod(t, d, inUserNS, func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	const script = "id -u; mount -t tmpfs x /tmp && echo mounted; ip link add br0 type bridge && echo link; test -e /dev/kmsg && echo devices; " +
+		"(echo x >/proc/sysrq-trigger) 2>/dev/null || echo no host"
+	p.prints(t, "0\nmounted\nlink\ndevices\nno host\n", script, security(func(c *cri.LinuxContainerSecurityContext) { c.Privileged = true }))
+}
+
 // cgroupKind is the file system that containers have at /sys/fs/cgroup.
 func cgroupKind() string {
 	if unifiedHost() {

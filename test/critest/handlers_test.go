@@ -237,6 +237,21 @@ func both(a, b func(*cri.ContainerConfig)) func(*cri.ContainerConfig) {
 	return func(c *cri.ContainerConfig) { a(c); b(c) }
 }
 
+// A limit that nobody can give becomes the largest that there is, with a warning; a user namespace takes the same handler.
+func TestHandlerLimitsBeyondTheHost(t *testing.T) {
+	d := use(t)
+	text := d.reload(t, "[handlers.greedy]\nulimits = ['nofile=100:unlimited', 'nproc=200:unlimited', 'core=unlimited']\n")
+	if !strings.Contains(text, "lower limits than configured") || !strings.Contains(text, "handler=greedy") {
+		t.Errorf("no warning: %s", text)
+	}
+	_, inUserNS := userNamespace(9 << 20)
+	for name, pod := range map[string]func(*cri.PodSandboxConfig){"host's users": podNetwork, "own users": inUserNS} {
+		t.Run(name, func(t *testing.T) {
+			runPodOf(t, d, "greedy", pod).prints(t, "100\nlimited\n", "ulimit -n; test $(ulimit -Hn) -ge 1024 && echo limited")
+		})
+	}
+}
+
 // What privileged containers get of the host's devices.
 func TestHandlerPrivilegedDevices(t *testing.T) {
 	d := use(t)
@@ -330,7 +345,10 @@ func TestHandlerUnifiedAnnotation(t *testing.T) {
 // A container may make groups in its own where the handler says so, which v1 does not bear.
 func TestHandlerCgroupWritable(t *testing.T) {
 	d := use(t)
-	d.reload(t, "[handlers.rich]\ncgroup_writable = true\n[handlers.asked]\nallowed_annotations = ['cgroup2-mount-hierarchy-rw.crio.io']\n")
+	text := d.reload(t, "[handlers.rich]\ncgroup_writable = true\n[handlers.asked]\nallowed_annotations = ['cgroup2-mount-hierarchy-rw.crio.io']\n")
+	if warned := strings.Contains(text, "that needs cgroup v2\" handler=rich"); warned == unifiedHost() {
+		t.Errorf("warned of it: %v", warned)
+	}
 	want := map[bool]string{true: "made\n", false: ""}
 	const script = "mkdir /sys/fs/cgroup/mine /sys/fs/cgroup/pids/mine 2>/dev/null; test -e /sys/fs/cgroup/mine -o -e /sys/fs/cgroup/pids/mine && echo made; true"
 	asks := func(c *cri.PodSandboxConfig) {
