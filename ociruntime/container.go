@@ -81,6 +81,19 @@ type record struct {
 // ID is the container's.
 func (c *Container) ID() string { return c.record.ID }
 
+// Spec is what the container was made of, as Create got it and without its seccomp profile, which is only kept compiled.
+func (c *Container) Spec() (*specs.Spec, error) {
+	var r record
+	if err := readRecord(c.pod.recordPath(c.record.ID), &r); err != nil {
+		return nil, fmt.Errorf("read the spec of container %s: %w", c.record.ID, err)
+	}
+	if r.Spec == nil {
+		return nil, fmt.Errorf("record of container %s has no spec", c.record.ID)
+	}
+	r.Spec.Process = r.Process
+	return r.Spec, nil
+}
+
 // Pid is that of the first process in criserver's pid namespace, 0 before Start.
 func (c *Container) Pid() int {
 	c.mu.Lock()

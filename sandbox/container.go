@@ -50,13 +50,14 @@ type container struct {
 	fingerprint string                          // of the request
 	status      atomic.Pointer[ContainerStatus] // replaced by advance
 	exited      chan struct{}                   // closed by advance on entering containerExited
-	turns       turns                           // of starts, updates and removals
+	turns       turns                           // of starts, updates and removals, and of what plugins are told
 
 	phase   containerPhase
 	rt      RuntimeContainer // nil before there is one, or if its pause is gone
 	stop    *stopping        // of the running process; nil: nobody wants it stopped
 	settled chan struct{}    // while starting; closed when that is over
 	told    bool             // a caller knows that the start succeeded
+	known   known            // to plugins
 	dirty   bool             // an undo failed: the record must stay
 
 	meter stats.Meter // of CPU time
@@ -134,6 +135,9 @@ func (c *container) signal(from, to containerPhase) {
 	}
 	if to == containerExited {
 		close(c.exited)
+		if c.p.s.config.Plugins != nil {
+			c.p.s.spawn(c.informStopped)
+		}
 	}
 }
 

@@ -46,6 +46,7 @@ var containerSteps = watched(stage.Steps[*building]{
 	{Name: "layers", Bound: 30 * time.Second, Do: (*building).keepLayers, Undo: (*building).dropLayers},
 	{Name: "volumes", Bound: 10 * time.Minute, Do: (*building).makeVolumes, Undo: (*building).removeVolumes},
 	{Name: "spec", Bound: 30 * time.Second, Do: (*building).plan},
+	{Name: "plugins", Bound: 2 * time.Minute, Do: (*building).adjust, Undo: (*building).unmade},
 	{Name: "relabel", Bound: time.Hour, Do: (*building).relabel},
 	{Name: "create", Bound: time.Minute, Do: (*building).create, Undo: (*building).delete},
 	{Name: "publish", Bound: 30 * time.Second, Do: (*building).publish},
@@ -259,6 +260,15 @@ func (b *building) delete(ctx context.Context) error {
 	return rt.Delete(ctx)
 }
 
-func (b *building) publish(context.Context) error {
-	return b.advance(containerCreated, nil)
+func (b *building) publish(ctx context.Context) error {
+	done, err := b.turns.take(ctx) // nobody else knows the container yet
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := b.advance(containerCreated, nil); err != nil {
+		return err
+	}
+	b.informCreated(ctx)
+	return nil
 }

@@ -21,6 +21,13 @@
 // an event says is what lists say from then on, a pod's events have the order of its transitions, each comes once. Objects that
 // never were listed have none.
 //
+// # Plugins
+//
+// What NRI plugins are asked is a step of an operation; what they are told of an end is told by whoever sees it, once:
+// known says what they know of an object, and changes under the Hold of the event only. One thing is told of a container at a
+// time, by whoever has its turn; a start has it from its first event to its last, so that no end overtakes it. Nobody who
+// has a lock asks, tells, or waits for a turn.
+//
 // # Recovery
 //
 // A record stands on disk before the first external effect of its object and goes after the last one was undone, so a

@@ -15,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/cni"
@@ -168,7 +169,7 @@ func (p *fakePod) Stop(context.Context) error {
 
 func (p *fakePod) Create(_ context.Context, c ociruntime.ContainerConfig, _ RuntimeContainer) (RuntimeContainer, error) {
 	_ = c.Root.Close()
-	fc := &fakeContainer{n: p.n, p: p, id: c.ID, exited: make(chan struct{})}
+	fc := &fakeContainer{n: p.n, p: p, id: c.ID, spec: c.Spec, exited: make(chan struct{})}
 	// A crash may come after the leaf was made and before the runtime has recorded the container.
 	if err := p.n.effect("CreateLeaf", func() { p.n.leaves[c.ID] = true }); err != nil {
 		return nil, err
@@ -219,6 +220,7 @@ type fakeContainer struct {
 	n       *node
 	p       *fakePod
 	id      string
+	spec    *specs.Spec
 	exited  chan struct{}
 	running bool
 	done    bool
@@ -244,8 +246,9 @@ func (c *fakeContainer) exits(e ociruntime.Exit) {
 	c.end(e)
 }
 
-func (c *fakeContainer) ID() string            { return c.id }
-func (c *fakeContainer) Cgroup() *cgroup.Group { return nil }
+func (c *fakeContainer) ID() string                 { return c.id }
+func (c *fakeContainer) Cgroup() *cgroup.Group      { return nil }
+func (c *fakeContainer) Spec() (*specs.Spec, error) { return c.spec, nil }
 func (c *fakeContainer) Pid() int {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime/specgen"
+	"github.com/criserver/criserver/sandbox/nri"
 	"github.com/criserver/criserver/stage"
 )
 
@@ -25,6 +26,7 @@ type machine struct {
 	s    *Service
 
 	recorder *stage.Recorder // of the next criserver; may be nil
+	plugins  *nri.Plugins    // likewise
 }
 
 // newMachine starts a criserver on an empty node. At the end of the test it must be as empty again.
@@ -41,13 +43,16 @@ func (m *machine) start(boundary func(string)) {
 	if err := m.s.recover(m.t.Context()); err != nil {
 		m.t.Fatal(err)
 	}
+	if err := m.s.openPlugins(); err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 // service is a criserver that has not looked at the node yet.
 func (m *machine) service(boundary func(string)) *Service {
 	m.t.Helper()
 	s, err := newService(Config{StateDir: m.dir + "/state", RootDir: m.dir + "/root", NetNSDir: m.dir, Settings: Settings{Handlers: twoHandlers()},
-		BootID: m.boot, Runtime: m, Images: m, Network: m, Roots: m.rootIDs, Layers: m, Recorder: m.recorder, Log: slog.New(slog.DiscardHandler)})
+		BootID: m.boot, Runtime: m, Images: m, Network: m, Roots: m.rootIDs, Layers: m, Recorder: m.recorder, Plugins: m.plugins, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		m.t.Fatal(err)
 	}

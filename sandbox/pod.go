@@ -64,6 +64,7 @@ type pod struct {
 	dirty   bool                // an undo failed: the record must stay
 	updated *podResources       // nil: never
 	doomed  bool                // it is being removed; recorded, so that a later criserver goes on
+	known   known               // to plugins
 
 	over      bool  // that it has stopped was told
 	lastEvent int64 // when its last event was, in nanoseconds since 1970

@@ -129,7 +129,7 @@ func (s *Service) readPod(id ID) (*pod, error) {
 		return nil, err
 	}
 	p.spec, p.handler, p.fingerprint, p.createdAt, p.bootID = spec, r.Handler, r.Fingerprint, r.CreatedAt, r.BootID
-	p.phase, p.ips, p.doomed = r.Phase, r.IPs, r.Doomed
+	p.phase, p.ips, p.doomed, p.known = r.Phase, r.IPs, r.Doomed, knownOfPod[r.Phase]
 	if p.updated, err = readPodResources(&r); err != nil {
 		return nil, fmt.Errorf("%w: resources: %w", record.ErrCorrupt, err)
 	}
@@ -171,7 +171,7 @@ func (p *pod) readContainer(id ContainerID) (*container, error) {
 		return nil, err
 	}
 	spec.ImageID, spec.ImageRef, spec.LogPath, spec.StopSignal, spec.User = r.ImageID, r.ImageRef, r.LogPath, r.StopSignal, r.User
-	c.phase, c.fingerprint, c.told = r.Phase, r.Fingerprint, r.Told
+	c.phase, c.fingerprint, c.told, c.known = r.Phase, r.Fingerprint, r.Told, knownOfContainer[r.Phase]
 	st := &ContainerStatus{ID: id, Pod: p.id, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, Limits: p.s.limitsOf(r.Limits, config), containerSpec: spec}
 	switch {

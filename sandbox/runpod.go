@@ -24,11 +24,15 @@ var podSteps = watched(stage.Steps[*pod]{
 	{Name: "plan network", Bound: time.Minute, Do: (*pod).owe, Undo: (*pod).detach},
 	{Name: "namespaces", Bound: time.Minute, Do: (*pod).startPause, Undo: (*pod).stopPause},
 	{Name: "network", Bound: 5 * time.Minute, Do: (*pod).attach},
+	{Name: "plugins", Bound: time.Minute, Do: (*pod).askRun},
 	{Name: "record", Bound: 30 * time.Second, Do: (*pod).recordReady},
 })
 
-// stopSteps is the part of podSteps that StopPod undoes; the directory stays until RemovePod.
-var stopSteps = podSteps[2:]
+// The parts of podSteps that StopPod undoes, one after the other; the directory stays until RemovePod.
+var (
+	processSteps = podSteps[3:]
+	networkSteps = podSteps[2:3]
+)
 
 // RunPod makes a pod and returns its id when it is ready. See stage.Group for what a retry gets.
 func (s *Service) RunPod(ctx context.Context, config *runtimev1.PodSandboxConfig, handler string) (ID, error) {
@@ -69,8 +73,10 @@ func (s *Service) runPod(ctx context.Context, config *runtimev1.PodSandboxConfig
 		return "", err
 	}
 	p.id, p.createdAt, p.bootID, p.phase = ID(newID()), time.Now(), s.config.BootID, podCreating
+	s.expect(p)
+	defer s.expected(p)
 	if err := podSteps.Do(ctx, p); err != nil {
-		s.abandon(p)
+		s.abandon(ctx, p)
 		return "", err
 	}
 	p.followed()
@@ -78,8 +84,10 @@ func (s *Service) runPod(ctx context.Context, config *runtimev1.PodSandboxConfig
 }
 
 // abandon lists a pod that could neither be made nor undone as one that is not ready, and removes it in the background.
-func (s *Service) abandon(p *pod) {
+func (s *Service) abandon(ctx context.Context, p *pod) {
 	if !p.takeSoil() {
+		p.informStopped(ctx)
+		p.informRemoved(ctx)
 		return
 	}
 	if err := p.advance(podStopping); err != nil {

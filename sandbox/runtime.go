@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime"
@@ -41,6 +42,7 @@ type RuntimePod interface {
 type RuntimeContainer interface {
 	ID() string
 	Pid() int
+	Spec() (*specs.Spec, error)
 	Start(context.Context) error
 	Signal(unix.Signal) error
 	Kill(context.Context) error

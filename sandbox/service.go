@@ -22,6 +22,7 @@ import (
 	"github.com/criserver/criserver/ociruntime/specgen"
 	"github.com/criserver/criserver/sandbox/events"
 	"github.com/criserver/criserver/sandbox/ledger"
+	"github.com/criserver/criserver/sandbox/nri"
 	"github.com/criserver/criserver/sandbox/stats"
 	"github.com/criserver/criserver/sandbox/volume"
 	"github.com/criserver/criserver/stage"
@@ -81,6 +82,7 @@ type Config struct {
 	LayerDir    string                        // a directory on the file system of writable layers
 
 	Layers   LayerMounts     // nil: mounts of layers are made again after a restart
+	Plugins  *nri.Plugins    // nil: none
 	Recorder *stage.Recorder // nil: none
 	Log      *slog.Logger    // nil: none
 }
@@ -104,6 +106,7 @@ type Service struct {
 
 	mu    sync.Mutex // taken to replace the table, also with a pod.mu held
 	table atomic.Pointer[table]
+	newer []*pod // that are not listed yet, guarded by mu
 
 	runs        *stage.Group[ID]
 	creates     *stage.Group[ContainerID]
@@ -139,6 +142,7 @@ func New(ctx context.Context, config Config) (*Service, error) {
 		return nil, err
 	}
 	if err := s.connect(ctx); err != nil {
+		config.Plugins.Close() // nobody need wait for them
 		s.Close(ctx)
 		return nil, err
 	}
@@ -157,7 +161,7 @@ func (s *Service) connect(ctx context.Context) (err error) {
 		return err
 	}
 	s.measuring()
-	return nil
+	return s.openPlugins()
 }
 
 func newService(config Config) (*Service, error) {
@@ -214,6 +218,7 @@ func (s *Service) Close(ctx context.Context) {
 	s.removals.Close(ctx)
 	s.halt()
 	s.background.Wait()
+	s.config.Plugins.Close()
 }
 
 // halt ends what goes on beside operations, without waiting for it. It can be repeated.

@@ -56,7 +56,10 @@ func (c *container) start(ctx context.Context) error {
 	}
 	c.p.s.at("before start")
 	began := time.Now() // a short process may have ended before Start returns, and must not end before it started
-	err = stage.Run(ctx, "start", startBound, c.rt.Start)
+	err = stage.Run(ctx, "plugins", informBound, c.askStart)
+	if err == nil {
+		err = stage.Run(ctx, "start", startBound, c.rt.Start)
+	}
 	c.p.s.at("after start")
 	if err != nil {
 		return errors.Join(ofProcess(err), c.end(codeStartError, ReasonStartError, err.Error(), time.Now()))
@@ -68,6 +71,7 @@ func (c *container) start(ctx context.Context) error {
 		return err
 	}
 	c.p.nudge()
+	c.informStarted(ctx)
 	return nil
 }
 
@@ -105,11 +109,13 @@ func (c *container) remove(ctx context.Context) error {
 			return err
 		}
 	}
+	c.informStopped(ctx)
 	done, err := c.turns.take(ctx) // of an update that began before
 	if err != nil {
 		return fmt.Errorf("wait for a change of container %s: %w", c.id, err)
 	}
 	defer done()
+	c.informRemoved(ctx)
 	if err := containerSteps.Undo(ctx, &building{container: c}); err != nil {
 		c.takeSoil()
 		return fmt.Errorf("remove container %s: %w", c.id, err)

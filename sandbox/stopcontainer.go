@@ -41,7 +41,13 @@ func (s *Service) StopContainer(ctx context.Context, id ContainerID, grace time.
 	if err != nil {
 		return err
 	}
-	return c.terminate(ctx, grace)
+	if err := c.terminate(ctx, grace); err != nil {
+		return err
+	}
+	if phase, _ := c.look(); phase == containerExited {
+		c.informStopped(ctx)
+	}
+	return nil
 }
 
 // terminate stops c if it runs or is about to.

@@ -46,11 +46,15 @@ func (p *pod) stop(ctx context.Context) error {
 	if err := p.killContainers(ctx); err != nil {
 		return err
 	}
-	if err := stopSteps.Undo(ctx, p); err != nil {
+	err := processSteps.Undo(ctx, p)
+	if err == nil {
+		p.loseContainers()
+		p.informStopped(ctx)
+	}
+	if err := errors.Join(err, networkSteps.Undo(ctx, p)); err != nil {
 		p.takeSoil()
 		return err
 	}
-	p.loseContainers()
 	return p.advance(podStopped)
 }
 
@@ -117,6 +121,7 @@ func (p *pod) remove(ctx context.Context) error {
 		p.takeSoil()
 		return fmt.Errorf("remove pod %s: %w", p.id, err)
 	}
+	p.informRemoved(ctx)
 	return p.advance(podRemoved)
 }
 

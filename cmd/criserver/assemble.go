@@ -76,6 +76,10 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		if err != nil {
 			return err
 		}
+		plugins, err := n.assembleNRI()
+		if err != nil {
+			return err
+		}
 		streams, err := n.assembleStreaming(ctx) // before pods: a start that fails changes nothing
 		if err != nil {
 			return err
@@ -85,7 +89,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
 			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
 			StatsPeriod: time.Duration(config.Stats.Period), LayerPeriod: time.Duration(config.Stats.LayerPeriod),
-			UpperDir: layers.UpperDir, LayerDir: layersDir(config), Recorder: recorder, Log: log,
+			UpperDir: layers.UpperDir, LayerDir: layersDir(config), Plugins: plugins, Recorder: recorder, Log: log,
 		})
 		if err != nil {
 			return errors.Join(fmt.Errorf("bring back pods: %w", err), streams.Close(ctx))

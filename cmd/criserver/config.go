@@ -29,6 +29,7 @@ type Config struct {
 	Security  Security  `toml:"security" comment:"Security modules of the kernel."`
 	Stats     Stats     `toml:"stats" comment:"Statistics of pods and containers."`
 	Streaming Streaming `toml:"streaming" comment:"The HTTP server of exec, attach and port forwarding."`
+	NRI       NRI       `toml:"nri" comment:"Plugins of the node resource interface (github.com/containerd/nri)."`
 
 	Handlers map[string]Handler `toml:"handlers" comment:"Runtime handlers, which a RuntimeClass names. default is that of pods that name none, and is always there."`
 }
@@ -133,5 +134,6 @@ func defaultConfig() Config {
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
 		Stats:        Stats{Period: Duration(10 * time.Second), LayerPeriod: Duration(10 * time.Second)},
 		Handlers:     map[string]Handler{handlerOfAll: defaultHandlerConfig()},
+		NRI:          defaultNRI(),
 	}
 }

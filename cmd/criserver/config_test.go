@@ -70,6 +70,10 @@ func TestConfigFaults(t *testing.T) {
 				"network.default: ", "network.bridge: ", `"10.1.0.0/16" is a second subnet`, `"x" is not a subnet`, `"10.0.0.1/24" has address bits beyond its mask; its subnet is 10.0.0.0/24`,
 				`"10.0.0.0/31" has no room`, "container.log_line_max: 7 is not between", "stats.period: 10ms is neither 0 nor a second", "stats.layer_period: -1s is neither", "log.format: ", "log.slow: must not be negative", "cni.conf_dir: ", "cni.bin_dirs: ",
 				`log.level: "loud" is not one of`}},
+		{name: "wrong values of NRI", text: "[nri]\nenable = 'yes'\nsocket_path = 's'\nplugin_path = 'p'\nplugin_config_path = 'c'\nplugin_request_timeout = '0s'\nplugin_registration_timeout = '-1s'\n",
+			want: []string{`nri.enable: "yes" is not one of`, `nri.socket_path: "s" is not an absolute`, "nri.plugin_path: ", "nri.plugin_config_path: ",
+				"nri.plugin_request_timeout: must be more than 0", "nri.plugin_registration_timeout: "}},
+		{name: "NRI socket too long", text: "[nri]\nsocket_path = '/" + strings.Repeat("x", 108) + "'\n", want: []string{"nri.socket_path: ", "longer than the 107 bytes"}},
 		{name: "address is no socket", args: []string{"--address", "tcp://1.2.3.4"}, want: []string{"address: ", "unix:///path"}},
 		{name: "address too long", args: []string{"--address", "unix:///" + strings.Repeat("x", 108)}, want: []string{"address: ", "longer than the 107 bytes"}},
 		{name: "one directory for both", args: []string{"--root", "/x", "--state", "/x/"}, want: []string{"state: must not be the same"}},
@@ -169,4 +173,20 @@ func TestDocumentation(t *testing.T) {
 			t.Errorf("docs/configuration.md does not name --%s", f.Name)
 		}
 	})
+}
+
+func TestNRISocket(t *testing.T) {
+	for _, test := range []struct {
+		name, text, want string
+		args             []string
+	}{
+		{name: "default", want: "/var/run/nri/nri.sock"},
+		{name: "another root", args: []string{"--root", "/x", "--state", "/y"}, want: "/y/nri.sock"},
+		{name: "another root, the default one wanted", text: "[nri]\nsocket_path = '/var/run/nri/nri.sock'\n", args: []string{"--root", "/x"}, want: "/var/run/nri/nri.sock"},
+	} {
+		c, _, err := loadWith(t, test.text, test.args...)
+		if err != nil || c.NRI.SocketPath != test.want {
+			t.Errorf("%s: socket %q, error %v; want %q", test.name, c.NRI.SocketPath, err, test.want)
+		}
+	}
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/criserver/criserver/sandbox/nri"
 )
 
 // maxSocketPath is what fits in a sockaddr_un.
@@ -65,6 +67,7 @@ func validate(c *Config) []string {
 	if name := c.Security.AppArmorDefault; name == "" || strings.ContainsAny(name, "\n\x00") {
 		add("security.apparmor_default", "%q is not the name of a profile", name)
 	}
+	faults = append(faults, checkNRI(c.NRI)...)
 	if c.Log.Slow < 0 {
 		add("log.slow", "must not be negative")
 	}
@@ -144,7 +147,7 @@ func checkSubnets(list []string) []string {
 	return faults
 }
 
-// settle fills in what follows from other values, so that two instances with different roots share no network device.
+// settle fills in what follows from other values, so that two instances with different roots share no network device and no socket.
 func (c *Config) settle() {
 	c.Root, c.State = filepath.Clean(c.Root), filepath.Clean(c.State)
 	if c.CertsDirs == nil {
@@ -156,14 +159,22 @@ func (c *Config) settle() {
 	if c.CNI.BinDirs == nil {
 		c.CNI.BinDirs = []string{}
 	}
+	socket := nri.DefaultSocket
 	bridge, subnets := "cri0", []string{"10.77.0.0/16", "fd9c:71e4:a0b2::/64"}
 	if c.Root != defaultRoot {
+		socket = filepath.Join(c.State, "nri.sock")
 		h := sha256.Sum256([]byte(c.Root))
 		bridge = fmt.Sprintf("cri-%x", h[:4])
 		subnets = []string{
 			fmt.Sprintf("10.%d.%d.0/20", 78+int(h[0])%49, h[1]&^15),
 			fmt.Sprintf("fd9c:%02x%02x:%02x%02x:%02x%02x::/64", h[2], h[3], h[4], h[5], h[6], h[7]),
 		}
+	}
+	if c.NRI.SocketPath == "" {
+		c.NRI.SocketPath = socket
+	}
+	if c.NRI.DefaultValidator.RequiredPlugins == nil {
+		c.NRI.DefaultValidator.RequiredPlugins = []string{}
 	}
 	if c.Network.Bridge == "" {
 		c.Network.Bridge = bridge

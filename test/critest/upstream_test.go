@@ -83,8 +83,6 @@ func TestUpstream(t *testing.T) {
 	}
 }
 
-func (d *daemon) nriSocket() string { return filepath.Join(d.dir, "nri.sock") }
-
 // upstreamDaemon starts a criserver that takes the suite's registry for those of critest's images.
 func upstreamDaemon(t *testing.T) *daemon {
 	use(t)
