@@ -8,7 +8,9 @@ import (
 	"google.golang.org/grpc"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/cri/metrics"
 	"github.com/criserver/criserver/sandbox"
+	"github.com/criserver/criserver/sandbox/stats"
 )
 
 // StatsService is what cri wants of sandbox.Service for statistics. Sequences measure as they go, and end with ctx.
@@ -19,6 +21,7 @@ type StatsService interface {
 	EachPodStats(context.Context, []*sandbox.PodStatus) iter.Seq[sandbox.PodStats]
 	EachPodMetrics(context.Context) iter.Seq[sandbox.PodStats]
 	LayerDir() string
+	LayerFileSystem() (stats.FileSystem, error)
 }
 
 func (h *runtimeHandlers) ContainerStats(_ context.Context, r *runtimev1.ContainerStatsRequest) (*runtimev1.ContainerStatsResponse, error) {
@@ -79,6 +82,38 @@ func (h *runtimeHandlers) StreamPodSandboxStats(r *runtimev1.StreamPodSandboxSta
 		return stream.Send(&runtimev1.StreamPodSandboxStatsResponse{PodSandboxStats: batch})
 	})
 	return firstError(stream.Context().Err(), err)
+}
+
+func (h *runtimeHandlers) ListMetricDescriptors(context.Context, *runtimev1.ListMetricDescriptorsRequest) (*runtimev1.ListMetricDescriptorsResponse, error) {
+	return &runtimev1.ListMetricDescriptorsResponse{Descriptors: metrics.Descriptors()}, nil
+}
+
+func (h *runtimeHandlers) ListPodSandboxMetrics(ctx context.Context, _ *runtimev1.ListPodSandboxMetricsRequest) (*runtimev1.ListPodSandboxMetricsResponse, error) {
+	items, err := h.eachPodMetrics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &runtimev1.ListPodSandboxMetricsResponse{PodMetrics: slices.Collect(items)}, ctx.Err()
+}
+
+func (h *runtimeHandlers) StreamPodSandboxMetrics(_ *runtimev1.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[runtimev1.StreamPodSandboxMetricsResponse]) error {
+	items, err := h.eachPodMetrics(stream.Context())
+	if err != nil {
+		return err
+	}
+	err = sendBatches(items, func(batch []*runtimev1.PodSandboxMetrics) error {
+		return stream.Send(&runtimev1.StreamPodSandboxMetricsResponse{PodSandboxMetrics: batch})
+	})
+	return firstError(stream.Context().Err(), err)
+}
+
+// eachPodMetrics measures all pods.
+func (s *Server) eachPodMetrics(ctx context.Context) (iter.Seq[*runtimev1.PodSandboxMetrics], error) {
+	layers, err := s.serving().Stats.LayerFileSystem()
+	if err != nil {
+		return nil, err
+	}
+	return mapped(s.serving().Stats.EachPodMetrics(ctx), metrics.NewTranslator(layers).Pod), nil
 }
 
 // eachContainerStats measures the containers that f lets through.

@@ -261,6 +261,7 @@ func (b *building) delete(ctx context.Context) error {
 }
 
 func (b *building) publish(ctx context.Context) error {
+	b.measureLayer(ctx)
 	done, err := b.turns.take(ctx) // nobody else knows the container yet
 	if err != nil {
 		return err

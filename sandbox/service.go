@@ -102,7 +102,6 @@ type Service struct {
 	settings atomic.Pointer[Settings]
 
 	collector *stats.Collector
-	walker    *stats.Walker
 
 	mu    sync.Mutex // taken to replace the table, also with a pod.mu held
 	table atomic.Pointer[table]
@@ -179,7 +178,7 @@ func newService(config Config) (*Service, error) {
 		config.BootID = strings.TrimSpace(string(id))
 	}
 	s := &Service{config: config, log: config.Log, levels: selinux.NewLevels(config.Categories),
-		collector: stats.NewCollector(config.StatsPeriod), walker: stats.NewWalker(config.LayerPeriod),
+		collector:   stats.NewCollector(config.StatsPeriod),
 		runs:        stage.NewGroup[ID]("RunPodSandbox", config.Recorder, config.Log),
 		creates:     stage.NewGroup[ContainerID]("CreateContainer", config.Recorder, config.Log),
 		updates:     stage.NewGroup[struct{}]("UpdateContainerResources", config.Recorder, config.Log),

@@ -13,6 +13,7 @@ import (
 // ContainerStats is what a container uses at one moment.
 type ContainerStats struct {
 	*ContainerStatus
+	Cgroup    string            // its path; empty with Usage nil
 	Usage     *stats.Usage      // nil: it has ended, or its cgroup is gone
 	Layer     *stats.LayerUsage // nil: not yet measured
 	Processes *stats.Processes  // for metrics only
@@ -21,6 +22,7 @@ type ContainerStats struct {
 // PodStats is what a pod uses at one moment.
 type PodStats struct {
 	*PodStatus
+	Cgroup     string         // path of that of pause
 	Usage      *stats.Usage   // of all that is in the pod; nil: its cgroups are gone
 	Network    *stats.Network // nil on the host's network
 	Containers []ContainerStats
@@ -108,8 +110,6 @@ func (c *container) measure(want cgroup.Counters) (ContainerStats, error) {
 	st := ContainerStats{ContainerStatus: c.status.Load()}
 	if u, ok := c.layer.Usage(); ok {
 		st.Layer = &u
-	} else {
-		c.p.s.walker.Wake()
 	}
 	group := c.group()
 	if st.State == ContainerExited || group == nil {
@@ -122,7 +122,7 @@ func (c *container) measure(want cgroup.Counters) (ContainerStats, error) {
 		}
 		return st, err
 	}
-	st.Usage = &u
+	st.Usage, st.Cgroup = &u, group.Path()
 	if want&cgroup.Details == 0 {
 		return st, nil
 	}
@@ -161,6 +161,9 @@ func (p *pod) measure(how extent) (st PodStats, ready bool, err error) {
 	rt := p.runtime()
 	if st.State != PodReady || rt == nil {
 		return st, false, nil
+	}
+	if group := rt.Cgroup(); group != nil {
+		st.Cgroup = group.Path()
 	}
 	var failed error
 	around := rt.Around(p.spec.Metadata.GetUid())
@@ -268,14 +271,26 @@ func (s *Service) layers() []stats.Target {
 	return all
 }
 
+// measureLayer counts the writable layer for the first time, while it is as good as empty.
+func (c *container) measureLayer(ctx context.Context) {
+	if config := &c.p.s.config; config.LayerPeriod > 0 && config.UpperDir != nil {
+		c.layer.Visit(ctx, config.UpperDir(string(c.id)))
+	}
+}
+
 // measuring begins what goes on beside requests for statistics.
 func (s *Service) measuring() {
 	if s.config.StatsPeriod > 0 {
 		s.spawn(s.sample)
 	}
 	if s.config.LayerPeriod > 0 && s.config.UpperDir != nil {
-		s.spawn(func(ctx context.Context) { s.walker.Run(ctx, s.layers) })
+		s.spawn(func(ctx context.Context) { stats.Walk(ctx, s.config.LayerPeriod, s.layers) })
 	}
+}
+
+// LayerFileSystem is what there is of the file system of writable layers.
+func (s *Service) LayerFileSystem() (stats.FileSystem, error) {
+	return stats.ReadFileSystem(s.config.LayerDir)
 }
 
 // LayerDir is a directory on the file system of writable layers.

@@ -61,7 +61,7 @@ type MemoryStats struct {
 	OwnMajor         uint64
 	HasSwap          bool   // swap is accounted
 	Swap, SwapLimit  uint64 // of swap alone: of v1's limit of both, what is above that of memory
-	Peak, Kernel     uint64 // Details. In v2 Peak is 0 before Linux 6.5
+	Peak, Kernel     uint64 // Details. In v2 Peak is 0 before Linux 5.19
 	Reservation      uint64 // Details. v1's soft limit, v2's memory.low; 0 and NoLimit are none
 	AtLimit, OOMKill uint64 // Details. How often the limit was hit, a process killed
 }

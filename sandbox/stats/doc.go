@@ -14,8 +14,9 @@
 // # Writable layers
 //
 // No file system that criserver can count on says what a directory holds, so it is walked, never while a request waits: one
-// Walker, on a thread of the lowest priority, visits the layers in turn and rests nineteen times as long as it has worked.
-// A container that is asked for before the first visit has no usage of its layer yet. A value is of the time that it says.
+// goroutine, on a thread of the lowest priority, visits the layers in turn and rests nineteen times as long as it has worked.
+// A value is of the time that it says. The first visit is when the container is made, while there is nothing; after a restart
+// a container has no usage of its layer until it was visited.
 //
 // Concurrency: everything is safe; a Meter and a Layer may be used by several goroutines.
 package stats

@@ -16,7 +16,7 @@ import (
 type Layer struct {
 	usage   atomic.Pointer[LayerUsage]
 	removed atomic.Bool
-	due     time.Time // of the next visit; the Walker's
+	due     time.Time // of the next visit; only Walk's
 }
 
 // LayerUsage is what a directory holds, itself included.
@@ -43,7 +43,7 @@ type Target struct {
 	Dir   string
 }
 
-// Bounds of the Walker.
+// Bounds of Walk.
 const (
 	idleShare  = 19                   // times what a piece of work took, it rests
 	piece      = 5 * time.Millisecond // of work, then rest
@@ -52,35 +52,16 @@ const (
 	batch      = 256                  // entries that are read at once
 )
 
-// A Walker visits layers. Make it with NewWalker.
-type Walker struct {
-	period time.Duration
-	wake   chan struct{}
-}
-
-// NewWalker makes a Walker that visits a layer at most every period.
-func NewWalker(period time.Duration) *Walker {
-	return &Walker{period: period, wake: make(chan struct{}, 1)}
-}
-
-// Wake says that there is a layer that has not been visited.
-func (w *Walker) Wake() {
-	select {
-	case w.wake <- struct{}{}:
-	default: // it will see this one too
-	}
-}
-
-// Run visits the layers that list gives, until ctx ends.
-func (w *Walker) Run(ctx context.Context, list func() []Target) {
+// Walk visits the layers that list gives, each at most every period, until ctx ends.
+func Walk(ctx context.Context, period time.Duration, list func() []Target) {
 	runtime.LockOSThread() // and never unlocked: the thread, which is not like others, ends with the goroutine
 	yieldIO()
 	for ctx.Err() == nil {
-		next := time.Now().Add(w.period)
+		next := time.Now().Add(period)
 		for _, t := range list() {
 			if now := time.Now(); !t.Layer.due.After(now) && !t.Layer.removed.Load() {
-				t.Layer.visit(ctx, t.Dir)
-				t.Layer.due = time.Now().Add(max(w.period, visitShare*time.Since(now)/(idleShare+1)))
+				t.Layer.Visit(ctx, t.Dir)
+				t.Layer.due = time.Now().Add(max(period, visitShare*time.Since(now)/(idleShare+1)))
 			}
 			if t.Layer.due.Before(next) {
 				next = t.Layer.due
@@ -89,7 +70,6 @@ func (w *Walker) Run(ctx context.Context, list func() []Target) {
 		timer := time.NewTimer(time.Until(next))
 		select {
 		case <-ctx.Done():
-		case <-w.wake:
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -103,8 +83,8 @@ func yieldIO() {
 	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, bestEffort|lowest)
 }
 
-// visit counts what is in dir. What cannot be counted keeps the usage that is known.
-func (l *Layer) visit(ctx context.Context, dir string) {
+// Visit counts what is in dir, with rests. What cannot be counted keeps the usage that is known.
+func (l *Layer) Visit(ctx context.Context, dir string) {
 	at := time.Now()
 	root, err := os.Open(dir)
 	if err != nil {

@@ -182,7 +182,7 @@ func TestLayerVisit(t *testing.T) {
 			if _, ok := l.Usage(); ok {
 				t.Error("a layer that was not visited has a usage")
 			}
-			l.visit(t.Context(), dir)
+			l.Visit(t.Context(), dir)
 			u, ok := l.Usage()
 			if !ok || u.Bytes != bytes || u.Inodes != inodes || u.At.IsZero() {
 				t.Errorf("%+v, %v instead of %d bytes, %d inodes", u, ok, bytes, inodes)
@@ -195,28 +195,27 @@ func TestLayerVisit(t *testing.T) {
 func TestLayerRemove(t *testing.T) {
 	dir, _, _ := du(t, "mkdir a b; : >a/c")
 	var l Layer
-	l.visit(t.Context(), dir)
+	l.Visit(t.Context(), dir)
 	before, _ := l.Usage()
 	l.Remove()
 	if err := os.WriteFile(filepath.Join(dir, "more"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l.visit(t.Context(), dir)
+	l.Visit(t.Context(), dir)
 	if after, ok := l.Usage(); !ok || after != before {
 		t.Errorf("%+v became %+v", before, after)
 	}
 }
 
-func TestWalker(t *testing.T) {
+func TestWalk(t *testing.T) {
 	dir, bytes, _ := du(t, "head -c 100000 /dev/zero >a")
 	var first, second Layer
 	targets := make(chan []Target, 1)
-	w := NewWalker(time.Hour)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w.Run(ctx, func() []Target {
+		Walk(ctx, 10*time.Millisecond, func() []Target {
 			all := <-targets
 			targets <- all
 			return all
@@ -240,7 +239,6 @@ func TestWalker(t *testing.T) {
 	wait(&first)
 	<-targets
 	targets <- []Target{{&first, dir}, {&second, dir}}
-	w.Wake()
 	wait(&second)
 	cancel()
 	<-ended

@@ -34,8 +34,14 @@ func (u *Usage) WorkingSet() uint64 {
 // MemoryLimit is 0 if there is none.
 func (u *Usage) MemoryLimit() uint64 { return orZero(u.Counters.Memory.Limit) }
 
-// SwapLimit is 0 if there is none, or if no swap is allowed.
-func (u *Usage) SwapLimit() uint64 { return orZero(u.Counters.Memory.SwapLimit) }
+// MemoryAndSwapLimit is 0 if there is none.
+func (u *Usage) MemoryAndSwapLimit() uint64 {
+	m := &u.Counters.Memory
+	if !m.HasSwap {
+		return u.MemoryLimit()
+	}
+	return orZero(addLimit(m.Limit, m.SwapLimit))
+}
 
 // Reservation is 0 if there is none.
 func (u *Usage) Reservation() uint64 { return orZero(u.Counters.Memory.Reservation) }
