@@ -90,7 +90,7 @@ func containerStatus(c *sandbox.ContainerStatus) *runtimev1.ContainerStatus {
 		Message:     c.Message,
 		Labels:      c.Labels,
 		Annotations: c.Annotations,
-		Mounts:      config.GetMounts(),
+		Mounts:      statusMounts(config.GetMounts(), c.ImageVolumes),
 		LogPath:     c.LogPath,
 		Resources:   &runtimev1.ContainerResources{Linux: c.Resources()},
 		User:        containerUser(c.User),

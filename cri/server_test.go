@@ -57,6 +57,24 @@ func TestToStatus(t *testing.T) {
 	}
 }
 
+// Errors that clients know by the begin of their text have that begin, wherever the stage stands.
+func TestFirstWords(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		code codes.Code
+		want string
+	}{
+		{fmt.Errorf("stage image volumes: %w: image x on /y: %w", crierrors.ErrImageVolumeMountFailed, sandbox.ErrNotFound), codes.Unknown,
+			"ImageVolumeMountFailed: stage image volumes: image x on /y: not found"},
+		{fmt.Errorf("stage spec: %w: %w: no", sandbox.ErrInvalid, crierrors.ErrRROUnsupported), codes.InvalidArgument, "RROUnsupported: stage spec: invalid request: no"},
+		{fmt.Errorf("%w: pull x: no route", imageservice.ErrRegistryUnavailable), codes.Unknown, "RegistryUnavailable: pull x: no route"},
+	} {
+		if got := status.Convert(toStatus(test.err, nil)); got.Code() != test.code || got.Message() != test.want {
+			t.Errorf("%v: got %v %q, want %v %q", test.err, got.Code(), got.Message(), test.code, test.want)
+		}
+	}
+}
+
 // backend is a fake of all services; each call waits for nothing and answers as told.
 type backend struct {
 	fail  error

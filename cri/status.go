@@ -3,9 +3,11 @@ package cri
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/criserver/criserver/cri/streaming"
 	"github.com/criserver/criserver/imageservice"
@@ -27,6 +29,7 @@ var statusCodes = []struct {
 	err  error
 	code codes.Code
 }{
+	{crierrors.ErrImageVolumeMountFailed, codes.Unknown}, // also if there is no such image: it is not what the request is about
 	{errInvalid, codes.InvalidArgument},
 	{errStarting, codes.Unavailable},
 	{errStopping, codes.Unavailable},
@@ -46,6 +49,20 @@ var statusCodes = []struct {
 	{context.Canceled, codes.Canceled},
 }
 
+// firstWords are errors that clients know by the begin of the text, where otherwise the stage stands.
+var firstWords = []error{imageservice.ErrRegistryUnavailable, crierrors.ErrSignatureValidationFailed, crierrors.ErrRROUnsupported, crierrors.ErrImageVolumeMountFailed}
+
+// leading moves the word of such an error to the front of the text.
+func leading(err error, text string) string {
+	for _, first := range firstWords {
+		word := first.Error() + ": "
+		if errors.Is(err, first) && !strings.HasPrefix(text, word) {
+			return word + strings.Replace(text, word, "", 1)
+		}
+	}
+	return text
+}
+
 // longestText is how much of an error is told, in bytes. It may quote a request, and travels in a header.
 const longestText = 16 << 10
 
@@ -57,7 +74,7 @@ func toStatus(err error, secrets []string) error {
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err // a code that a handler chose: Unimplemented of the embedded server
 	}
-	text := clip(redact(err.Error(), secrets), longestText)
+	text := clip(redact(leading(err, err.Error()), secrets), longestText)
 	var p *stage.PanicError
 	if errors.As(err, &p) {
 		return status.Error(codes.Internal, text)

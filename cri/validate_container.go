@@ -111,6 +111,9 @@ func (f *faults) imageMount(field string, m *runtimev1.Mount, handlers []string)
 	if !m.GetReadonly() {
 		f.add(field+".readonly", "must be true where an image is mounted")
 	}
+	if m.GetPropagation() != runtimev1.MountPropagation_PROPAGATION_PRIVATE {
+		f.add(field+".propagation", "must be PRIVATE where an image is mounted")
+	}
 	f.inside(field+".image_sub_path", m.GetImageSubPath())
 }
 

@@ -143,6 +143,20 @@ func (p *Pod) settled(ctx context.Context) (pause.Listing, error) {
 	}
 }
 
+// takeRoots returns what keepRoot kept; without all of it nothing can be started.
+func takeRoots(kept map[string][]*os.File, r record) (root *os.File, trees []Tree) {
+	files := kept[keptRoot+r.ID]
+	delete(kept, keptRoot+r.ID)
+	if len(files) != 1+len(r.Trees) {
+		closeFiles(files)
+		return nil, nil
+	}
+	for i, source := range r.Trees {
+		trees = append(trees, Tree{source, files[1+i]})
+	}
+	return files[0], trees
+}
+
 func takeOne(kept map[string][]*os.File, name string) *os.File {
 	files := kept[name]
 	delete(kept, name)
@@ -243,7 +257,7 @@ func (p *Pod) adoptContainer(ctx context.Context, id string, t pause.Task, known
 	switch {
 	case !known:
 		c.spec = c.record.Spec
-		c.root = takeOne(p.kept, keptRoot+id)
+		c.root, c.trees = takeRoots(p.kept, c.record)
 	case t.State == pause.Exited:
 		c.record.Spec, c.task = nil, t.Task
 		c.ended(t.Exit)

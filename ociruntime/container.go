@@ -29,7 +29,14 @@ type ContainerConfig struct {
 	Stdin     bool        // a pipe or the terminal instead of /dev/null
 	SharedPID bool        // joins the pod's pid namespace
 	TargetPID *Container  // joins the pid namespace of that one
+	Trees     []Tree      // what mounts of the spec name as source and is no path of the host; taken over like Root
 	Stdio     []*os.File  // three, instead of the log and pipes to pause; the caller closes them after Start
+}
+
+// Tree is a detached mount that a bind mount of a spec attaches as it is, instead of a clone of a path.
+type Tree struct {
+	Source string // as in the spec; absolute
+	File   *os.File
 }
 
 // Exit is the end of a container.
@@ -52,6 +59,7 @@ type Container struct {
 	mu    sync.Mutex
 	spec  *specs.Spec // until Start
 	root  *os.File    // until Start
+	trees []Tree      // until Start
 	stdio []*os.File  // until Start; see ContainerConfig
 	task  uint64      // 0 before Start
 	pid   int
@@ -71,6 +79,7 @@ type record struct {
 	Stdin     bool
 	SharedPID bool
 	TargetPID string          `json:",omitempty"` // container id
+	Trees     []string        `json:",omitempty"` // sources, in the order in which pause keeps the trees behind the root
 	Label     string          `json:",omitempty"` // SELinux label of its file systems and streams
 	Process   *specs.Process  // its Env is here only in memory
 	Env       [][]byte        // JSON would change what is not UTF-8
@@ -116,14 +125,14 @@ func (c *Container) Exit() (Exit, bool) {
 
 // Create prepares a container: cgroup leaf with its limits, root file system, record. On error nothing is left.
 func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err error) {
-	c := &Container{pod: p, exited: make(chan struct{}), spec: cc.Spec, root: cc.Root, stdio: cc.Stdio}
+	c := &Container{pod: p, exited: make(chan struct{}), spec: cc.Spec, root: cc.Root, trees: cc.Trees, stdio: cc.Stdio}
 	undo := undoList{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, undo.run())
 		}
 	}()
-	undo.add(func() error { return cc.Root.Close() })
+	undo.add(func() error { closeFiles(cc.roots()); return nil })
 	kept := p.keepRoot(ctx, cc)
 	undo.add(func() error { <-kept; return p.forget(context.WithoutCancel(ctx), cc.ID, 0) })
 	if c.record, err = newRecord(cc); err != nil {
@@ -167,13 +176,22 @@ func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err
 	return c, nil
 }
 
-// keepRoot lets pause keep the root, so that it outlives criserver, while the rest is prepared. The channel gives one error
+// roots are the root and the trees.
+func (cc ContainerConfig) roots() []*os.File {
+	files := []*os.File{cc.Root}
+	for _, t := range cc.Trees {
+		files = append(files, t.File)
+	}
+	return files
+}
+
+// keepRoot lets pause keep the root and the trees, so that they outlive criserver, while the rest is prepared. The channel gives one error
 // or nil and is closed; until then the root must stay open.
 func (p *Pod) keepRoot(ctx context.Context, cc ContainerConfig) <-chan error {
 	kept := make(chan error, 1)
 	go func() {
 		defer close(kept)
-		kept <- p.conn.Keep(ctx, keptRoot+cc.ID, []*os.File{cc.Root})
+		kept <- p.conn.Keep(ctx, keptRoot+cc.ID, cc.roots())
 	}()
 	return kept
 }
@@ -193,6 +211,9 @@ func newRecord(cc ContainerConfig) (record, error) {
 	linux.Seccomp, rest.Process, rest.Linux = nil, nil, &linux
 	r := record{ID: cc.ID, LogPath: cc.LogPath, LineMax: cc.LineMax, Stdin: cc.Stdin, SharedPID: cc.SharedPID,
 		Label: linux.MountLabel, Process: cc.Spec.Process, Filter: filter, Spec: &rest}
+	for _, t := range cc.Trees {
+		r.Trees = append(r.Trees, t.Source)
+	}
 	if cc.TargetPID != nil {
 		r.TargetPID = cc.TargetPID.ID()
 	}
@@ -325,10 +346,10 @@ func openLog(path string) (*os.File, error) {
 // Delete forgets a container that is not running and removes its leaf. It may be repeated.
 func (c *Container) Delete(ctx context.Context) error {
 	c.mu.Lock()
-	task, root, pidfd := c.task, c.root, c.pidfd
-	c.root, c.pidfd = nil, nil
+	task, held := c.task, append(ContainerConfig{Root: c.root, Trees: c.trees}.roots(), c.pidfd)
+	c.root, c.trees, c.pidfd = nil, nil, nil
 	c.mu.Unlock()
-	closeFiles([]*os.File{root, pidfd})
+	closeFiles(held)
 	var errs []error
 	if err := c.forget(ctx, task); err != nil {
 		errs = append(errs, fmt.Errorf("make pause forget: %w", err))

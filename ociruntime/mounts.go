@@ -126,6 +126,9 @@ func (s *start) bind(ctx context.Context, m specs.Mount, o mount.Options, one co
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
+	if i := slices.IndexFunc(s.trees, func(t Tree) bool { return t.Source == m.Source }); i >= 0 {
+		return s.tree(s.trees[i].File, o, one)
+	}
 	source, err := s.source(ctx, m.Source)
 	if err != nil {
 		return nil, err
@@ -155,6 +158,22 @@ func (s *start) bind(ctx context.Context, m specs.Mount, o mount.Options, one co
 		return nil, err
 	}
 	one.FD = s.own(clone)
+	return []compile.Mount{one}, nil
+}
+
+// tree attaches a mount that was made for this container alone.
+func (s *start) tree(f *os.File, o mount.Options, one compile.Mount) ([]compile.Mount, error) {
+	if o.Propagation == unix.MS_SHARED || o.Propagation == unix.MS_SLAVE {
+		return nil, errors.New("nobody could mount anything there that would propagate")
+	}
+	dir, err := mount.IsDir(f)
+	if err != nil {
+		return nil, err
+	}
+	if err := mount.Change(f, o); err != nil {
+		return nil, err
+	}
+	one.File, one.FD = !dir, s.give(f)
 	return []compile.Mount{one}, nil
 }
 

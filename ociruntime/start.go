@@ -43,6 +43,7 @@ type start struct {
 	passing
 	c       *Container
 	spec    *specs.Spec
+	trees   []Tree
 	cgroup  *os.File // cgroup2 directory of the leaf, or nil
 	devpts  *os.File
 	console bool
@@ -54,13 +55,16 @@ type start struct {
 // Start makes the container run. It can be tried once; after an error the container is as good as exited.
 func (c *Container) Start(ctx context.Context) (err error) {
 	c.mu.Lock()
-	spec, root := c.spec, c.root
-	c.spec, c.root = nil, nil
+	spec, root, trees := c.spec, c.root, c.trees
+	c.spec, c.root, c.trees = nil, nil, nil
 	c.mu.Unlock()
 	if spec == nil || root == nil {
 		return errors.New("container was started before")
 	}
-	s := &start{c: c, spec: spec}
+	s := &start{c: c, spec: spec, trees: trees}
+	for _, t := range trees {
+		s.owned = append(s.owned, t.File)
+	}
 	defer s.close()
 	if c.hooks != nil {
 		defer func() { err = errors.Join(err, c.pod.detachBundle(c.record.ID)) }()
@@ -120,12 +124,12 @@ func (s *start) register(ctx context.Context) <-chan error {
 // Explain prints the Program that Start would run, for people.
 func (c *Container) Explain() (string, error) {
 	c.mu.Lock()
-	spec, root := c.spec, c.root
+	spec, root, trees := c.spec, c.root, c.trees
 	c.mu.Unlock()
 	if spec == nil || root == nil {
 		return "", errors.New("container was started before")
 	}
-	s := &start{c: c, spec: spec}
+	s := &start{c: c, spec: spec, trees: trees}
 	defer s.close()
 	rootFD := s.give(root)
 	if c.hooks != nil {

@@ -34,6 +34,7 @@ type building struct {
 	root    *os.File // a detached mount; nil when somebody else has it
 	target  RuntimeContainer
 	volumes []*runtimev1.Mount // of the image, to be mounted beside those of config
+	images  []imageTree        // mounted as volumes; empty when somebody else has them
 	labels  specgen.Labels
 	spec    *specs.Spec
 }
@@ -45,6 +46,7 @@ var containerSteps = watched(stage.Steps[*building]{
 	{Name: "rootfs", Bound: 2 * time.Minute, Do: (*building).makeRoot, Undo: (*building).releaseRoot},
 	{Name: "layers", Bound: 30 * time.Second, Do: (*building).keepLayers, Undo: (*building).dropLayers},
 	{Name: "volumes", Bound: 10 * time.Minute, Do: (*building).makeVolumes, Undo: (*building).removeVolumes},
+	{Name: "image volumes", Bound: 2 * time.Minute, Do: (*building).mountImages, Undo: (*building).unmountImages},
 	{Name: "spec", Bound: 30 * time.Second, Do: (*building).plan},
 	{Name: "plugins", Bound: 2 * time.Minute, Do: (*building).adjust, Undo: (*building).unmade},
 	{Name: "relabel", Bound: time.Hour, Do: (*building).relabel},
@@ -114,6 +116,9 @@ func (p *pod) newContainer(b *building, logs, print string) (*container, error) 
 		return nil, err
 	}
 	spec.ImageID, spec.ImageRef = b.image.ID, b.image.Ref
+	if spec.ImageVolumes, err = p.s.findImages(config); err != nil {
+		return nil, err
+	}
 	if spec.StopSignal, err = stopSignal(config, b.image.Config); err != nil {
 		return nil, err
 	}
@@ -202,11 +207,7 @@ func (b *building) forget(context.Context) error {
 }
 
 func (b *building) makeRoot(ctx context.Context) (err error) {
-	opts := layer.RootOptions{Label: b.labels.Mount}
-	if m := b.p.spec.userNS; m != nil {
-		opts.UIDs, opts.GIDs = layerMap(m.UIDs), layerMap(m.GIDs)
-	}
-	b.root, err = b.p.s.config.Images.Rootfs(ctx, b.image.ID, string(b.id), opts)
+	b.root, err = b.p.s.config.Images.Rootfs(ctx, b.image.ID, string(b.id), b.rootOptions())
 	return err
 }
 
@@ -241,7 +242,7 @@ func (b *building) create(ctx context.Context) error {
 	}
 	root := b.root
 	b.root = nil // taken over
-	rt, err := b.rtPod.Create(ctx, ociruntime.ContainerConfig{ID: string(b.id), Spec: b.spec, Root: root, LogPath: st.LogPath,
+	rt, err := b.rtPod.Create(ctx, ociruntime.ContainerConfig{ID: string(b.id), Spec: b.spec, Root: root, Trees: b.takeTrees(), LogPath: st.LogPath,
 		LineMax: b.p.s.settings.Load().LineMax, Stdin: b.config.Stdin, SharedPID: joinsPodPIDs(b.config, b.pod)}, b.target)
 	if err != nil {
 		return ofLimits(err)

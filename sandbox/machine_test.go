@@ -119,6 +119,7 @@ func podConfig() *runtimev1.PodSandboxConfig {
 
 func containerConfig() *runtimev1.ContainerConfig {
 	return &runtimev1.ContainerConfig{
+		Mounts:   []*runtimev1.Mount{{Image: &runtimev1.ImageSpec{Image: testImage}, ContainerPath: "/image", Readonly: true}},
 		Metadata: &runtimev1.ContainerMetadata{Name: "main", Attempt: 1},
 		Image:    &runtimev1.ImageSpec{Image: testImage},
 		Command:  []string{"/bin/true"},

@@ -43,24 +43,25 @@ type podRecord struct {
 
 // containerRecord is a container on disk; see podRecord.
 type containerRecord struct {
-	ID          ContainerID    `json:"id"`
-	Pod         ID             `json:"pod"`
-	Phase       containerPhase `json:"phase"`
-	Fingerprint string         `json:"fingerprint"`
-	CreatedAt   time.Time      `json:"createdAt"`
-	StartedAt   time.Time      `json:"startedAt,omitzero"`
-	FinishedAt  time.Time      `json:"finishedAt,omitzero"`
-	ExitCode    int32          `json:"exitCode,omitempty"`
-	Reason      string         `json:"reason,omitempty"`
-	Message     string         `json:"message,omitempty"`
-	Told        bool           `json:"told,omitempty"` // a caller knows that the start succeeded; may be missing until it has exited
-	ImageID     string         `json:"imageID"`
-	ImageRef    string         `json:"imageRef"`
-	LogPath     string         `json:"logPath,omitempty"`
-	StopSignal  string         `json:"stopSignal"`
-	User        User           `json:"user"`
-	Limits      *Limits        `json:"limits,omitempty"` // nil: as config has them
-	Config      []byte         `json:"config"`           // runtimev1.ContainerConfig, marshalled
+	ID           ContainerID    `json:"id"`
+	Pod          ID             `json:"pod"`
+	Phase        containerPhase `json:"phase"`
+	Fingerprint  string         `json:"fingerprint"`
+	CreatedAt    time.Time      `json:"createdAt"`
+	StartedAt    time.Time      `json:"startedAt,omitzero"`
+	FinishedAt   time.Time      `json:"finishedAt,omitzero"`
+	ExitCode     int32          `json:"exitCode,omitempty"`
+	Reason       string         `json:"reason,omitempty"`
+	Message      string         `json:"message,omitempty"`
+	Told         bool           `json:"told,omitempty"` // a caller knows that the start succeeded; may be missing until it has exited
+	ImageID      string         `json:"imageID"`
+	ImageRef     string         `json:"imageRef"`
+	ImageVolumes []string       `json:"imageVolumes,omitempty"`
+	LogPath      string         `json:"logPath,omitempty"`
+	StopSignal   string         `json:"stopSignal"`
+	User         User           `json:"user"`
+	Limits       *Limits        `json:"limits,omitempty"` // nil: as config has them
+	Config       []byte         `json:"config"`           // runtimev1.ContainerConfig, marshalled
 }
 
 // write records the pod. mu is held, or nobody else knows the pod.
@@ -92,7 +93,7 @@ func (c *container) write(st *ContainerStatus) error {
 	return record.Write(c.recordPath(), containerRecord{
 		ID: c.id, Pod: c.p.id, Phase: c.phase, Fingerprint: c.fingerprint, CreatedAt: st.CreatedAt,
 		StartedAt: st.StartedAt, FinishedAt: st.FinishedAt, ExitCode: st.ExitCode, Reason: st.Reason, Message: st.Message, Told: c.told,
-		ImageID: st.ImageID, ImageRef: st.ImageRef, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Limits: &st.Limits, Config: config,
+		ImageID: st.ImageID, ImageRef: st.ImageRef, ImageVolumes: st.ImageVolumes, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Limits: &st.Limits, Config: config,
 	})
 }
 
@@ -166,11 +167,15 @@ func (p *pod) readContainer(id ContainerID) (*container, error) {
 	if err := checkContainerConfig(config); err != nil {
 		return nil, fmt.Errorf("%w: %w", record.ErrCorrupt, err)
 	}
+	if n := len(r.ImageVolumes); n > 0 && n != len(config.Mounts) {
+		return nil, fmt.Errorf("%w: %d image volumes of %d mounts", record.ErrCorrupt, n, len(config.Mounts))
+	}
 	spec, err := newContainerSpec(config)
 	if err != nil {
 		return nil, err
 	}
-	spec.ImageID, spec.ImageRef, spec.LogPath, spec.StopSignal, spec.User = r.ImageID, r.ImageRef, r.LogPath, r.StopSignal, r.User
+	spec.ImageID, spec.ImageRef, spec.ImageVolumes = r.ImageID, r.ImageRef, r.ImageVolumes
+	spec.LogPath, spec.StopSignal, spec.User = r.LogPath, r.StopSignal, r.User
 	c.phase, c.fingerprint, c.told, c.known = r.Phase, r.Fingerprint, r.Told, knownOfContainer[r.Phase]
 	st := &ContainerStatus{ID: id, Pod: p.id, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, Limits: p.s.limitsOf(r.Limits, config), containerSpec: spec}

@@ -366,7 +366,7 @@ func (s *Service) sweepContainers(ctx context.Context) {
 		}
 	}
 	for _, id := range roots {
-		if known[id] || !isID(id) {
+		if owner := rootOwner(id); known[owner] || !isID(owner) {
 			continue
 		}
 		if err := s.config.Images.ReleaseRootfs(ctx, id); err != nil {

@@ -57,7 +57,7 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 		PodID: string(p.id), Hostname: p.hostname(b.pod), CgroupsPath: filepath.Join("/", b.pod.GetLinux().GetCgroupParent(), string(b.id)),
 		Files: specgen.PodFiles{Hostname: filepath.Join(p.dir(), HostnameFile), Hosts: filepath.Join(p.dir(), HostsFile),
 			ResolvConf: filepath.Join(p.dir(), ResolvFile), Shm: filepath.Join(p.dir(), ociruntime.ShmName)},
-		Namespaces: b.namespaces(), Volumes: b.volumes, Labels: b.labels, Host: s.host, Handler: p.gives,
+		Namespaces: b.namespaces(), Volumes: b.volumes, ImageVolumes: b.imageSources(), Labels: b.labels, Host: s.host, Handler: p.gives,
 		User: func(r user.Request) (user.User, error) { return user.Resolve(b.root, r) }}
 	if namespaceOptions(b.pod).GetIpc() == runtimev1.NamespaceMode_NODE {
 		in.Files.Shm = "/dev/shm"

@@ -108,11 +108,12 @@ type containerSpec struct {
 	Labels      map[string]string
 	Annotations map[string]string
 
-	ImageID    string // sha256:<hex>
-	ImageRef   string // repository@digest, or the id if the image has none
-	LogPath    string // absolute; empty: no log
-	StopSignal string // the effective one, for example "SIGTERM"
-	User       User   // the effective one
+	ImageID      string   // sha256:<hex>
+	ImageRef     string   // repository@digest, or the id if the image has none
+	ImageVolumes []string // ids of mounted images, one for each of the config's mounts, "" if that is none of an image; nil: there are none
+	LogPath      string   // absolute; empty: no log
+	StopSignal   string   // the effective one, for example "SIGTERM"
+	User         User     // the effective one
 
 	rest []byte // the marshalled config without metadata, image, labels and annotations
 }

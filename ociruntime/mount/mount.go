@@ -24,7 +24,7 @@ func Bind(source *os.File, o Options, userns *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("open_tree: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), source.Name())
-	err = change(f, o)
+	err = Change(f, o)
 	if err == nil && o.IDMap {
 		err = idmap(f, source, o, userns)
 	}
@@ -52,8 +52,8 @@ func idmap(f, source *os.File, o Options, userns *os.File) error {
 	return nil
 }
 
-// change applies the attributes and propagation of o to a detached mount.
-func change(f *os.File, o Options) error {
+// Change applies the attributes and propagation of o to a detached mount.
+func Change(f *os.File, o Options) error {
 	steps := []struct {
 		what      string
 		recursive bool
@@ -114,7 +114,7 @@ func New(fstype, source string, o Options) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), source)
 	rest := o
 	rest.Attr = Attr{}
-	if err := change(f, rest); err != nil {
+	if err := Change(f, rest); err != nil {
 		_ = f.Close()
 		return nil, err
 	}

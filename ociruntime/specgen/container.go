@@ -22,9 +22,10 @@ type Input struct {
 	CgroupsPath string // as the cgroup driver wants it
 	// Namespaces are paths of the pod's namespaces. What the container joins appears in the spec if its path is here.
 	// With pid TARGET, the pid namespace is the target's.
-	Namespaces map[specs.LinuxNamespaceType]string
-	Files      PodFiles
-	Volumes    []*runtimev1.Mount // of the image; mounts of the request win over them
+	Namespaces   map[specs.LinuxNamespaceType]string
+	Files        PodFiles
+	Volumes      []*runtimev1.Mount // of the image; mounts of the request win over them
+	ImageVolumes map[int]string     // sources of the request's mounts that are of images, by index
 	// User looks up the container's user in its root: user.Resolve.
 	User    func(user.Request) (user.User, error)
 	Labels  Labels // of SELinuxLabels
@@ -90,13 +91,14 @@ func (g *generator) annotations() map[string]string {
 	pod := g.Pod.GetMetadata()
 	all := g.passedOn()
 	maps.Copy(all, map[string]string{
-		"io.kubernetes.cri.container-type":    "container",
-		"io.kubernetes.cri.sandbox-id":        g.PodID,
-		"io.kubernetes.cri.sandbox-namespace": pod.GetNamespace(),
-		"io.kubernetes.cri.sandbox-uid":       pod.GetUid(),
-		"io.kubernetes.cri.sandbox-name":      pod.GetName(),
-		"io.kubernetes.cri.container-name":    g.Container.GetMetadata().GetName(),
-		"io.kubernetes.cri.image-name":        g.ImageName,
+		"io.kubernetes.cri.container-type":        "container",
+		"io.kubernetes.cri.sandbox-id":            g.PodID,
+		"io.kubernetes.cri.sandbox-namespace":     pod.GetNamespace(),
+		"io.kubernetes.cri.sandbox-uid":           pod.GetUid(),
+		"io.kubernetes.cri.sandbox-name":          pod.GetName(),
+		"io.kubernetes.cri.sandbox-log-directory": g.Pod.GetLogDirectory(),
+		"io.kubernetes.cri.container-name":        g.Container.GetMetadata().GetName(),
+		"io.kubernetes.cri.image-name":            g.ImageName,
 	})
 	return all
 }

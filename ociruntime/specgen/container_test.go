@@ -170,6 +170,17 @@ var golden = []struct {
 		in.Volumes = []*runtimev1.Mount{{ContainerPath: "/var/lib/db", HostPath: "/v/0"}, {ContainerPath: "/cache", HostPath: "/v/1"}}
 		c.Mounts = []*runtimev1.Mount{{ContainerPath: "/cache", HostPath: "/h/cache"}}
 	}},
+	{"image-volumes", func(in *Input, c *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
+		in.Pod.Linux.SecurityContext.NamespaceOptions = &runtimev1.NamespaceOption{UsernsOptions: userNS(0, 100000, 65536)}
+		s.NamespaceOptions.UsernsOptions = userNS(0, 100000, 65536)
+		in.ImageVolumes = map[int]string{0: "/v/image/0", 2: "/v/image/2"}
+		mapping := userNS(0, 100000, 65536)
+		c.Mounts = []*runtimev1.Mount{
+			{ContainerPath: "/model", Image: &runtimev1.ImageSpec{Image: "model"}, Readonly: true, UidMappings: mapping.Uids, GidMappings: mapping.Gids},
+			{ContainerPath: "/data", HostPath: "/h/1", UidMappings: mapping.Uids, GidMappings: mapping.Gids},
+			{ContainerPath: "/model/tools", Image: &runtimev1.ImageSpec{Image: "tools"}, ImageSubPath: "bin", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"noexec"}},
+		}
+	}},
 	{"readonly-root", func(_ *Input, _ *runtimev1.ContainerConfig, s *runtimev1.LinuxContainerSecurityContext) {
 		s.ReadonlyRootfs, s.NoNewPrivs = true, true
 		s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/kcore"}, []string{"/proc/sys"}
@@ -314,6 +325,14 @@ func TestRefusals(t *testing.T) {
 		cfg = *runtimev1.ContainerConfig
 		sec = *runtimev1.LinuxContainerSecurityContext
 	)
+	imageMount := func(f func(m *runtimev1.Mount)) change {
+		return func(i in, c cfg, _ sec) {
+			i.ImageVolumes = map[int]string{0: "/v/image/0"}
+			m := &runtimev1.Mount{ContainerPath: "/data", Image: &runtimev1.ImageSpec{Image: "x"}, Readonly: true}
+			f(m)
+			c.Mounts = []*runtimev1.Mount{m}
+		}
+	}
 	mount := func(f func(m *runtimev1.Mount)) change {
 		return func(_ in, c cfg, _ sec) {
 			m := &runtimev1.Mount{ContainerPath: "/data", HostPath: "/h"}
@@ -390,7 +409,11 @@ func TestRefusals(t *testing.T) {
 		{`mounts[0].container_path: "data" is not`, mount(func(m *runtimev1.Mount) { m.ContainerPath = "data" })},
 		{"mounts[0].container_path: must not be the root", mount(func(m *runtimev1.Mount) { m.ContainerPath = "/a/.." })},
 		{`mounts[0].host_path: "" is not`, mount(func(m *runtimev1.Mount) { m.HostPath = "" })},
-		{"mounts[0].image: mounting images", mount(func(m *runtimev1.Mount) { m.Image = &runtimev1.ImageSpec{Image: "x"} })},
+		{"mounts[0].readonly: must be true where an image", imageMount(func(m *runtimev1.Mount) { m.Readonly = false })},
+		{"mounts[0].propagation: must be PRIVATE where an image", imageMount(func(m *runtimev1.Mount) { m.Propagation = 1 })},
+		{"mounts[0].uidMappings: differ from", imageMount(func(m *runtimev1.Mount) {
+			m.UidMappings, m.GidMappings = userNS(0, 5, 9).Uids, userNS(0, 5, 9).Gids
+		})},
 		{"mounts[0].propagation: unknown value 5", mount(func(m *runtimev1.Mount) { m.Propagation = 5 })},
 		{"mounts[0].recursive_read_only: needs readonly", mount(func(m *runtimev1.Mount) { m.RecursiveReadOnly = true })},
 		{"mounts[0].recursive_read_only: needs propagation PRIVATE", mount(func(m *runtimev1.Mount) { m.RecursiveReadOnly, m.Readonly, m.Propagation = true, true, 1 })},

@@ -16,7 +16,7 @@ import (
 func (g *generator) mounts() error {
 	asked := make([]specs.Mount, 0, len(g.Container.GetMounts()))
 	for i, m := range g.Container.GetMounts() {
-		translated, err := g.mount(indexed("mounts", i), m)
+		translated, err := g.mount(i, m)
 		if err != nil {
 			return err
 		}
@@ -98,19 +98,26 @@ func bind(destination, source string, options ...string) specs.Mount {
 }
 
 // mount translates one mount of the request.
-func (g *generator) mount(field string, m *runtimev1.Mount) (specs.Mount, error) {
+func (g *generator) mount(i int, m *runtimev1.Mount) (specs.Mount, error) {
+	field := indexed("mounts", i)
+	source, ofImage := g.ImageVolumes[i]
+	if !ofImage {
+		source = m.GetHostPath()
+	}
 	destination := path.Clean(m.GetContainerPath())
 	switch {
 	case !isAbsolute(m.GetContainerPath()):
 		return specs.Mount{}, invalid(field+".container_path", "%q is not an absolute path", m.GetContainerPath())
 	case destination == "/":
 		return specs.Mount{}, invalid(field+".container_path", "must not be the root directory")
-	case m.GetImage().GetImage() != "" || m.GetImageSubPath() != "":
-		return specs.Mount{}, invalid(field+".image", "mounting images is not supported")
-	case !isAbsolute(m.GetHostPath()):
-		return specs.Mount{}, invalid(field+".host_path", "%q is not an absolute path", m.GetHostPath())
+	case ofImage && !m.GetReadonly():
+		return specs.Mount{}, invalid(field+".readonly", "must be true where an image is mounted")
+	case ofImage && m.GetPropagation() != runtimev1.MountPropagation_PROPAGATION_PRIVATE:
+		return specs.Mount{}, invalid(field+".propagation", "must be PRIVATE where an image is mounted")
+	case !isAbsolute(source):
+		return specs.Mount{}, invalid(field+".host_path", "%q is not an absolute path", source)
 	}
-	out := specs.Mount{Destination: destination, Type: "bind", Source: m.GetHostPath(), Options: []string{"rbind"}}
+	out := specs.Mount{Destination: destination, Type: "bind", Source: source, Options: []string{"rbind"}}
 	propagation, err := g.propagation(field, m)
 	if err != nil {
 		return out, err
@@ -126,7 +133,13 @@ func (g *generator) mount(field string, m *runtimev1.Mount) (specs.Mount, error)
 		}
 		out.Options = append(out.Options, o)
 	}
-	return out, g.idMapped(field, m, &out)
+	if err := g.idMapped(field, m, &out); err != nil {
+		return out, err
+	}
+	if ofImage { // whose files are mapped already, each layer for itself
+		out.UIDMappings, out.GIDMappings = nil, nil
+	}
+	return out, nil
 }
 
 // propagation also makes the root's fit: mounts travel through it.

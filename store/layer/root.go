@@ -30,6 +30,7 @@ type RootOptions struct {
 	UserNS     *os.File // that user namespace if it is there already, else one is made for a moment; not consumed
 	Label      string   // SELinux context of all files; "" leaves it to the policy
 	ReadOnly   bool     // no writable directory: an image as a volume
+	SubPath    string   // with ReadOnly: mount what is at this path of the image, a file or a directory; "": all of it
 }
 
 // Root builds the root file system of a container from layers, bottom first, as a detached mount, which is the
@@ -77,7 +78,10 @@ func (s *Store) Root(ctx context.Context, id string, layers []digest.Digest, o R
 		}
 		lowers = append(lowers, m)
 	}
-	return s.overlay(id, lowers, o)
+	if root, err = s.overlay(id, lowers, o); err != nil || o.SubPath == "" {
+		return root, err
+	}
+	return s.subtree(root, o.SubPath)
 }
 
 // RemoveRoot deletes the writable directory of the container and lets go of its layers; space is free on return if

@@ -170,6 +170,48 @@ func TestRootInUserNamespace(t *testing.T) {
 	})
 }
 
+func TestSubPath(t *testing.T) {
+	eachWay(t, func(t *testing.T, s *Store) {
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "d/", Typeflag: tar.TypeDir}, tar.Header{Name: "d/a", Size: 10}, tar.Header{Name: "etc/", Typeflag: tar.TypeDir},
+			tar.Header{Name: "etc/hostname", Size: 4}, tar.Header{Name: "in", Typeflag: tar.TypeSymlink, Linkname: "/d"},
+			tar.Header{Name: "out", Typeflag: tar.TypeSymlink, Linkname: "../../../../../etc/hostname"}, tar.Header{Name: "loop", Typeflag: tar.TypeSymlink, Linkname: "loop"}))
+		for i, tt := range []struct {
+			path, file, want string
+			err              error
+		}{
+			{path: "d", file: "/a", want: "dddddddddd"}, {path: "/d/", file: "/a", want: "dddddddddd"}, {path: "in", file: "/a", want: "dddddddddd"},
+			{path: "d/a", want: "dddddddddd"}, {path: "out", want: "eeee"},
+			{path: "no/such", err: unix.ENOENT}, {path: "d/a/b", err: unix.ENOTDIR}, {path: "loop", err: unix.ELOOP},
+		} {
+			o := RootOptions{ReadOnly: true, SubPath: tt.path}
+			if i%2 == 0 {
+				o.UIDs, o.GIDs = []IDMap{{0, 200000, 65536}}, []IDMap{{0, 300000, 65536}}
+			}
+			sub, err := s.Root(ctx, "volume", []digest.Digest{id}, o)
+			if tt.err != nil {
+				if !errors.Is(err, tt.err) || !strings.Contains(err.Error(), tt.path) || len(s.Roots()) > 0 {
+					t.Errorf("%s: %v, want %v; %v", tt.path, err, tt.err, s.Roots())
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := os.ReadFile(procPath(sub) + tt.file); string(b) != tt.want {
+				t.Errorf("%s: %q, %v", tt.path, b, err)
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(procPath(sub), &st); err != nil || (len(o.UIDs) > 0) != (st.Uid == 200000 && st.Gid == 300000) {
+				t.Errorf("%s: of %d:%d, %v", tt.path, st.Uid, st.Gid, err)
+			}
+			_ = sub.Close()
+			if err := s.RemoveRoot("volume"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 func TestRootWithoutLayersAndReadOnly(t *testing.T) {
 	eachWay(t, func(t *testing.T, s *Store) {
 		root, err := s.Root(ctx, "none", nil, RootOptions{})
