@@ -84,7 +84,7 @@ type record struct {
 	Process   *specs.Process  // its Env is here only in memory
 	Env       [][]byte        // JSON would change what is not UTF-8
 	Filter    *compile.Filter `json:",omitempty"`
-	Spec      *specs.Spec     `json:",omitempty"` // without process and seccomp
+	Spec      *specs.Spec     `json:",omitempty"` // without process; of a container that was started only on disk
 }
 
 // ID is the container's.
@@ -207,10 +207,10 @@ func newRecord(cc ContainerConfig) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	rest, linux := *cc.Spec, *cc.Spec.Linux
-	linux.Seccomp, rest.Process, rest.Linux = nil, nil, &linux
+	rest := *cc.Spec
+	rest.Process = nil
 	r := record{ID: cc.ID, LogPath: cc.LogPath, LineMax: cc.LineMax, Stdin: cc.Stdin, SharedPID: cc.SharedPID,
-		Label: linux.MountLabel, Process: cc.Spec.Process, Filter: filter, Spec: &rest}
+		Label: cc.Spec.Linux.MountLabel, Process: cc.Spec.Process, Filter: filter, Spec: &rest}
 	for _, t := range cc.Trees {
 		r.Trees = append(r.Trees, t.Source)
 	}
@@ -267,6 +267,19 @@ func readRecord(path string, r *record) error {
 	}
 	r.Env = nil
 	return nil
+}
+
+// Spec is what the container was made of, with the limits that it has now. It is read from disk.
+func (c *Container) Spec() (*specs.Spec, error) {
+	var r record
+	if err := readRecord(c.pod.recordPath(c.record.ID), &r); err != nil {
+		return nil, err
+	}
+	if r.Spec == nil {
+		return nil, fmt.Errorf("record of container %s has no spec", r.ID)
+	}
+	r.Spec.Process = r.Process
+	return r.Spec, nil
 }
 
 // Containers lists those that this pod has.

@@ -52,12 +52,17 @@ func (c *Container) Update(change Limits) (undo func() error, err error) {
 type planned struct {
 	record record
 	spec   *specs.Spec // nil after Start
+	onDisk *specs.Spec // of the record after Start
 }
 
 func (c *Container) planned() planned {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return planned{record: c.record, spec: c.spec}
+	p := planned{record: c.record, spec: c.spec}
+	c.mu.Unlock()
+	if p.record.Spec == nil {
+		p.onDisk, _ = c.Spec() // without it an update goes on: nothing but Spec needs it
+	}
+	return p
 }
 
 func (c *Container) processSpec() *specs.Process {
@@ -77,8 +82,10 @@ func (p planned) with(change Limits) (planned, error) {
 	if p.spec != nil {
 		p.spec, err = limited(p.spec, change)
 	}
-	if p.record.Spec != nil && err == nil {
-		p.record.Spec, err = limited(p.record.Spec, change)
+	for _, s := range []**specs.Spec{&p.record.Spec, &p.onDisk} {
+		if *s != nil && err == nil {
+			*s, err = limited(*s, change)
+		}
 	}
 	return p, err
 }
@@ -107,7 +114,12 @@ func limited(spec *specs.Spec, change Limits) (*specs.Spec, error) {
 
 // adopted makes p what starts and execs go by, also after a restart.
 func (c *Container) adopted(p planned) error {
-	if err := writeRecord(c.pod.recordPath(c.record.ID), p.record); err != nil {
+	stored := p.record
+	if stored.Spec == nil && p.onDisk != nil {
+		rest := *p.onDisk
+		stored.Spec, rest.Process = &rest, nil
+	}
+	if err := writeRecord(c.pod.recordPath(c.record.ID), stored); err != nil {
 		return fmt.Errorf("record the limits of container %s: %w", c.record.ID, err)
 	}
 	c.mu.Lock()
