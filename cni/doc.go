@@ -19,6 +19,9 @@
 // leaves the last good configuration in force and is told by Status. An empty or absent directory means the embedded
 // default network, if Config.Default is set, and otherwise not ready.
 //
+// UsePodCIDRs may write the operator's configuration for him, of a template of his and the node's pod CIDRs; never over a file
+// that is not its own.
+//
 // # The namespace file
 //
 // PinNetNS bind-mounts a network namespace on a file, by convention /run/netns/cri-<sandbox id>. The mount has the
@@ -41,7 +44,7 @@
 //
 // # Files on disk
 //
-// Only those of the plugins; the embedded default network keeps host-local's addresses in DefaultNetwork.DataDir.
+// The generated configuration, GeneratedFile in Config.ConfDir. Else only those of the plugins; the embedded default network keeps host-local's addresses in DefaultNetwork.DataDir.
 // libcni's result cache is not used: prevResult of DEL and CHECK comes from the Debt, so there is one memory of an
 // attachment and not two that can differ.
 //

@@ -15,10 +15,10 @@ import (
 // Pinning the same namespace again is no error; another namespace at path is. The mount propagates as the directory's
 // mount does, see the package comment. ns stays the caller's.
 func PinNetNS(ns *os.File, path string) error {
-	if !isNamespace(fdPath(ns)) {
+	if !IsNetNS(fdPath(ns)) {
 		return fmt.Errorf("pin network namespace on %s: %s is not a namespace", path, ns.Name())
 	}
-	if isNamespace(path) {
+	if IsNetNS(path) {
 		if sameFile(fdPath(ns), path) {
 			return nil
 		}
@@ -44,7 +44,7 @@ func PinNetNS(ns *os.File, path string) error {
 
 // UnpinNetNS undoes PinNetNS, also half of it, also twice. The namespace itself lives on as long as anybody uses it.
 func UnpinNetNS(path string) error {
-	for isNamespace(path) {
+	for IsNetNS(path) {
 		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unpin network namespace: unmount %s: %w", path, err)
 		}

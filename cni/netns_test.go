@@ -28,7 +28,7 @@ func TestPinAndUnpin(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if !isNamespace(path) || !sameFile(path, fdPath(ns)) {
+	if !IsNetNS(path) || !sameFile(path, fdPath(ns)) {
 		t.Error("the namespace is not at its path")
 	}
 	if err := PinNetNS(other, path); err == nil || !strings.Contains(err.Error(), "another namespace is there") {

@@ -21,6 +21,9 @@ type Config struct {
 	ConfDir string   // the operator's configurations; need not exist
 	BinDirs []string // of plugins, the first that has one wins
 
+	// Template makes the operator's configuration of the node's pod CIDRs, see UsePodCIDRs; empty: there is none.
+	Template string
+
 	// Default is the network of a machine without any configuration; nil: such a machine is not ready.
 	Default *DefaultNetwork
 

@@ -77,7 +77,7 @@ func (n *Network) add(ctx context.Context, debt *Debt) (*Result, error) {
 // with that address would get this pod's traffic. Repeating it is always right.
 func (n *Network) Del(ctx context.Context, debt Debt) error {
 	netNS := debt.Attachment.NetNS
-	if !isNamespace(netNS) {
+	if !IsNetNS(netNS) {
 		netNS = ""
 	}
 	list, rt, err := prepare(&debt, netNS)
@@ -223,8 +223,8 @@ func capabilities(p *libcni.PluginConfig, rt *libcni.RuntimeConf) map[string]any
 	return caps
 }
 
-// isNamespace reports whether a namespace is mounted on path, and not just the file left where one was.
-func isNamespace(path string) bool {
+// IsNetNS reports whether a namespace is mounted on path, and not just the file left where one was.
+func IsNetNS(path string) bool {
 	var st unix.Statfs_t
 	return path != "" && unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }

@@ -67,7 +67,7 @@ func (h *runtimeHandlers) ContainerStatus(_ context.Context, r *runtimev1.Contai
 	}
 	response := &runtimev1.ContainerStatusResponse{Status: containerStatus(c)}
 	if r.GetVerbose() {
-		response.Info, err = verbose(map[string]any{"pid": c.Pid, "sandboxID": c.Pod, "config": c.Config()})
+		response.Info, err = h.inspectContainer(c)
 	}
 	return response, err
 }

@@ -2,6 +2,8 @@ package cri
 
 import (
 	"context"
+	"encoding/json"
+	"net/netip"
 	"time"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -17,6 +19,7 @@ type PodService interface {
 	RemovePod(ctx context.Context, id sandbox.ID) error
 	PodView(id sandbox.ID) (*sandbox.PodView, error)
 	ListPods() []*sandbox.PodStatus
+	InspectPod(id sandbox.ID) (sandbox.PodDetails, error)
 }
 
 // ContainerService is what cri wants of sandbox.Service for containers.
@@ -27,6 +30,7 @@ type ContainerService interface {
 	RemoveContainer(ctx context.Context, id sandbox.ContainerID) error
 	ContainerStatus(id sandbox.ContainerID) (*sandbox.ContainerStatus, error)
 	ListContainers() []*sandbox.ContainerStatus
+	InspectContainer(id sandbox.ContainerID) (sandbox.ContainerDetails, error)
 	ExecSync(ctx context.Context, id sandbox.ContainerID, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error)
 	ReopenContainerLog(ctx context.Context, id sandbox.ContainerID) error
 }
@@ -40,5 +44,14 @@ type ImageService interface {
 	Usage() imageservice.Usage
 }
 
-// NetworkStatus says whether pods can be attached to a network now, and if not, why: in a word and in a sentence.
-type NetworkStatus func() (ready bool, reason, message string)
+// NetworkService is what cri wants of the node's network.
+type NetworkService interface {
+	// Ready says whether pods can be attached to a network now, and if not, why: in a word and in a sentence.
+	Ready() (ready bool, reason, message string)
+	// Inspect tells what is configured, as something that becomes JSON, and whether that could be loaded: "OK" or why not.
+	Inspect() (config any, load string)
+	// InspectResult puts what plugins answered for a pod into the same terms.
+	InspectResult(json.RawMessage) (any, error)
+	// UsePodCIDRs has the network configured for these addresses, if that is for criserver to do.
+	UsePodCIDRs([]netip.Prefix) error
+}

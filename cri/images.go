@@ -2,7 +2,6 @@ package cri
 
 import (
 	"context"
-	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
@@ -33,7 +32,7 @@ func (h *imageHandlers) ImageStatus(_ context.Context, r *runtimev1.ImageStatusR
 	response := &runtimev1.ImageStatusResponse{Image: image(img)}
 	var err error
 	if r.GetVerbose() {
-		response.Info, err = verbose(map[string]any{"imageSpec": json.RawMessage(img.Config)})
+		response.Info, err = inspectImage(img)
 	}
 	return response, err
 }

@@ -3,6 +3,11 @@ package cri
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	goruntime "runtime"
+	"strings"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -42,6 +47,9 @@ func (h *runtimeHandlers) Status(_ context.Context, r *runtimev1.StatusRequest) 
 		return response, nil
 	}
 	response.Info = map[string]string{}
+	if err := h.describe(response.Info); err != nil {
+		return nil, err
+	}
 	if settings.Effective != nil {
 		response.Info["config"] = string(settings.Effective)
 	}
@@ -55,12 +63,28 @@ func (h *runtimeHandlers) Status(_ context.Context, r *runtimev1.StatusRequest) 
 	return response, nil
 }
 
+// describe adds to the status of the runtime what containerd's has, under its names.
+func (s *Server) describe(info map[string]string) error {
+	texts := map[string]any{"golang": goruntime.Version()}
+	if services := s.serving(); services != nil {
+		texts["cniconfig"], info["lastCNILoadStatus"] = services.Network.Inspect()
+	}
+	for key, value := range texts {
+		text, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", key, err)
+		}
+		info[key] = string(text)
+	}
+	return nil
+}
+
 // conditions are the two that every client wants to see.
 func (s *Server) conditions() []*runtimev1.RuntimeCondition {
 	runtime := &runtimev1.RuntimeCondition{Type: runtimev1.RuntimeReady, Status: true}
 	network := &runtimev1.RuntimeCondition{Type: runtimev1.NetworkReady}
 	if services := s.serving(); services != nil {
-		network.Status, network.Reason, network.Message = services.Network()
+		network.Status, network.Reason, network.Message = services.Network.Ready()
 	} else {
 		for _, c := range []*runtimev1.RuntimeCondition{runtime, network} {
 			c.Status, c.Reason, c.Message = false, "Starting", errStarting.Error()
@@ -73,7 +97,27 @@ func (h *runtimeHandlers) RuntimeConfig(context.Context, *runtimev1.RuntimeConfi
 	return &runtimev1.RuntimeConfigResponse{Linux: &runtimev1.LinuxRuntimeConfiguration{CgroupDriver: h.config.CgroupDriver}}, nil
 }
 
-// UpdateRuntimeConfig takes the pod CIDR, which nothing here needs: networks are configured by CNI.
-func (h *runtimeHandlers) UpdateRuntimeConfig(context.Context, *runtimev1.UpdateRuntimeConfigRequest) (*runtimev1.UpdateRuntimeConfigResponse, error) {
-	return &runtimev1.UpdateRuntimeConfigResponse{}, nil
+// UpdateRuntimeConfig takes the addresses of the node's pods, separated by commas; none is no news.
+func (h *runtimeHandlers) UpdateRuntimeConfig(_ context.Context, r *runtimev1.UpdateRuntimeConfigRequest) (*runtimev1.UpdateRuntimeConfigResponse, error) {
+	cidrs, err := podCIDRs(r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
+	if err == nil && len(cidrs) > 0 {
+		err = h.serving().Network.UsePodCIDRs(cidrs)
+	}
+	return &runtimev1.UpdateRuntimeConfigResponse{}, err
+}
+
+func podCIDRs(list string) ([]netip.Prefix, error) {
+	if list == "" {
+		return nil, nil
+	}
+	var faults faults
+	var cidrs []netip.Prefix
+	for text := range strings.SplitSeq(list, ",") {
+		cidr, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			faults.add("runtime_config.network_config.pod_cidr", "%q is no subnet", text)
+		}
+		cidrs = append(cidrs, cidr.Masked())
+	}
+	return cidrs, faults.err()
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // early are the RPCs that are answered before Start.
-var early = map[string]bool{"Version": true, "Status": true, "RuntimeConfig": true, "UpdateRuntimeConfig": true}
+var early = map[string]bool{"Version": true, "Status": true, "RuntimeConfig": true}
 
 // lasting are the RPCs that take as long as their clients want.
 var lasting = map[string]bool{"GetContainerEvents": true}

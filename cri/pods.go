@@ -2,8 +2,6 @@ package cri
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -45,10 +43,7 @@ func (h *runtimeHandlers) PodSandboxStatus(_ context.Context, r *runtimev1.PodSa
 		Status: podStatus(pod), ContainersStatuses: containerStatuses(view.Containers), Timestamp: nanos(view.At),
 	}
 	if r.GetVerbose() {
-		overhead, resources := pod.Resources()
-		response.Info, err = verbose(map[string]any{"pid": pod.Pid, "runtimeHandler": pod.Handler, "config": pod.Config(),
-			"overhead":  &runtimev1.ContainerResources{Linux: overhead},
-			"resources": &runtimev1.ContainerResources{Linux: resources}})
+		response.Info, err = h.inspectPod(pod)
 	}
 	return response, err
 }
@@ -107,13 +102,4 @@ func podNamespaces(config *runtimev1.PodSandboxConfig) *runtimev1.NamespaceOptio
 		return o
 	}
 	return &runtimev1.NamespaceOption{}
-}
-
-// verbose makes the map that a status has when it was asked to be verbose: one JSON text called "info".
-func verbose(value map[string]any) (map[string]string, error) {
-	text, err := json.Marshal(value)
-	if err != nil {
-		return nil, fmt.Errorf("encode verbose status: %w", err)
-	}
-	return map[string]string{"info": string(text)}, nil
 }

@@ -51,7 +51,7 @@ type Services struct {
 	Events     EventService
 	Images     ImageService
 	Streams    StreamService
-	Network    NetworkStatus
+	Network    NetworkService
 	Stats      StatsService
 }
 
@@ -63,7 +63,7 @@ type Server struct {
 	ending   chan struct{}            // closed by EndStreams
 }
 
-// New returns a server that answers Version, Status, RuntimeConfig and UpdateRuntimeConfig, and Unavailable to the rest.
+// New returns a server that answers Version, Status and RuntimeConfig, and Unavailable to the rest.
 func New(config Config) *Server {
 	s := &Server{config: config, ending: make(chan struct{})}
 	s.Configure(config.Settings)

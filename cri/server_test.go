@@ -3,10 +3,12 @@ package cri
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -102,6 +104,18 @@ func (b *backend) RemovePod(_ context.Context, id sandbox.ID) error {
 func (b *backend) PodView(id sandbox.ID) (*sandbox.PodView, error) {
 	return nil, b.call("PodView %s", id)
 }
+func (b *backend) InspectPod(id sandbox.ID) (sandbox.PodDetails, error) {
+	return sandbox.PodDetails{}, b.call("InspectPod %s", id)
+}
+func (b *backend) InspectContainer(id sandbox.ContainerID) (sandbox.ContainerDetails, error) {
+	return sandbox.ContainerDetails{}, b.call("InspectContainer %s", id)
+}
+func (b *backend) Ready() (bool, string, string) {
+	return false, "NetworkPluginNotReady", "no configuration in /etc/cni/net.d"
+}
+func (b *backend) Inspect() (any, string)                       { return map[string]string{"a": "b"}, "no configuration" }
+func (b *backend) InspectResult(json.RawMessage) (any, error)   { return nil, b.call("InspectResult") }
+func (b *backend) UsePodCIDRs(cidrs []netip.Prefix) error       { return b.call("UsePodCIDRs %v", cidrs) }
 func (b *backend) Events() *events.Subscription[*sandbox.Event] { return b.news.Subscribe() }
 func (b *backend) ListPods() []*sandbox.PodStatus               { return nil }
 func (b *backend) CreateContainer(_ context.Context, pod sandbox.ID, c *runtimev1.ContainerConfig, _ *runtimev1.PodSandboxConfig) (sandbox.ContainerID, error) {
@@ -161,9 +175,7 @@ type client struct {
 }
 
 func (c *client) start() {
-	c.server.Start(Services{Pods: c.back, Containers: c.back, Resources: c.back, Events: c.back, Images: c.back, Network: func() (bool, string, string) {
-		return false, "NetworkPluginNotReady", "no configuration in /etc/cni/net.d"
-	}})
+	c.server.Start(Services{Pods: c.back, Containers: c.back, Resources: c.back, Events: c.back, Images: c.back, Network: c.back})
 }
 
 func newClient(t *testing.T, change ...func(*Config)) *client {
@@ -210,9 +222,6 @@ func TestBeforeStart(t *testing.T) {
 	if r, err := c.RuntimeConfig(ctx, &runtimev1.RuntimeConfigRequest{}); err != nil || r.GetLinux().GetCgroupDriver() != runtimev1.CgroupDriver_CGROUPFS {
 		t.Errorf("RuntimeConfig: got %v, %v", r, err)
 	}
-	if _, err := c.UpdateRuntimeConfig(ctx, &runtimev1.UpdateRuntimeConfigRequest{}); err != nil {
-		t.Errorf("UpdateRuntimeConfig: %v", err)
-	}
 	s, err := c.Status(ctx, &runtimev1.StatusRequest{})
 	if err != nil || len(s.GetStatus().GetConditions()) != 2 || len(s.GetInfo()) != 0 {
 		t.Fatalf("Status: got %v, %v", s, err)
@@ -253,8 +262,34 @@ func TestStatus(t *testing.T) {
 	if f := s.GetFeatures(); !f.GetSupplementalGroupsPolicy() || !f.GetMountOptions() || f.GetUserNamespacesHostNetwork() {
 		t.Errorf("features: got %v", f)
 	}
+	if i := s.GetInfo(); i["cniconfig"] != `{"a":"b"}` || i["lastCNILoadStatus"] != "no configuration" || !strings.HasPrefix(i["golang"], `"go1.`) {
+		t.Errorf("info: got %v", i)
+	}
 	if s.GetInfo()["config"] != `{"Root":"/r"}` || !strings.HasPrefix(s.GetInfo()["operations"], "[") {
 		t.Errorf("info: got %v", s.GetInfo())
+	}
+}
+
+func podCIDR(list string) *runtimev1.UpdateRuntimeConfigRequest {
+	return &runtimev1.UpdateRuntimeConfigRequest{RuntimeConfig: &runtimev1.RuntimeConfig{NetworkConfig: &runtimev1.NetworkConfig{PodCidr: list}}}
+}
+
+func TestPodCIDR(t *testing.T) {
+	c := newClient(t)
+	c.start()
+	for _, request := range []*runtimev1.UpdateRuntimeConfigRequest{{}, podCIDR("")} {
+		if _, err := c.UpdateRuntimeConfig(t.Context(), request); err != nil {
+			t.Errorf("%v: %v", request, err)
+		}
+	}
+	for _, list := range []string{"10.1.0.0", "10.1.0.0/33", "x", "10.1.0.0/24,", ","} {
+		_, err := c.UpdateRuntimeConfig(t.Context(), podCIDR(list))
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "runtime_config.network_config.pod_cidr") {
+			t.Errorf("%q: got %v", list, err)
+		}
+	}
+	if len(c.back.calls) > 0 {
+		t.Errorf("calls %q", c.back.calls)
 	}
 }
 
@@ -313,6 +348,10 @@ func TestHandlersCallOnce(t *testing.T) {
 		{"UpdatePod p 2 7", func(ctx context.Context, c *client) error {
 			_, err := c.UpdatePodSandboxResources(ctx, &runtimev1.UpdatePodSandboxResourcesRequest{PodSandboxId: "p",
 				Overhead: &runtimev1.LinuxContainerResources{CpuShares: 2}, Resources: &runtimev1.LinuxContainerResources{CpuShares: 7}})
+			return err
+		}},
+		{"UsePodCIDRs [10.1.0.0/24 fd00::/64]", func(ctx context.Context, c *client) error {
+			_, err := c.UpdateRuntimeConfig(ctx, podCIDR("10.1.0.7/24, fd00::/64"))
 			return err
 		}},
 		{"Remove busybox", func(ctx context.Context, c *client) error {
@@ -385,7 +424,7 @@ func TestImages(t *testing.T) {
 			t.Errorf("ListImages of %s: got %v, %v", ref, list, err)
 		}
 		st, err := c.images.ImageStatus(ctx, &runtimev1.ImageStatusRequest{Image: spec, Verbose: true})
-		if err != nil || (st.GetImage() != nil) != (n == 1) || (st.GetInfo()["info"] == `{"imageSpec":{"os":"linux"}}`) != (n == 1) {
+		if err != nil || (st.GetImage() != nil) != (n == 1) || (st.GetInfo()["info"] == `{"chainID":"","imageSpec":{"os":"linux"}}`) != (n == 1) {
 			t.Errorf("ImageStatus of %s: got %v, %v", ref, st, err)
 		}
 	}

@@ -90,7 +90,7 @@ type record struct {
 // ID is the container's.
 func (c *Container) ID() string { return c.record.ID }
 
-// Spec is what the container was made of, as Create got it and without its seccomp profile, which is only kept compiled.
+// Spec is what the container was made of, with the limits that it has now. It is read from disk.
 func (c *Container) Spec() (*specs.Spec, error) {
 	var r record
 	if err := readRecord(c.pod.recordPath(c.record.ID), &r); err != nil {
@@ -267,19 +267,6 @@ func readRecord(path string, r *record) error {
 	}
 	r.Env = nil
 	return nil
-}
-
-// Spec is what the container was made of, with the limits that it has now. It is read from disk.
-func (c *Container) Spec() (*specs.Spec, error) {
-	var r record
-	if err := readRecord(c.pod.recordPath(c.record.ID), &r); err != nil {
-		return nil, err
-	}
-	if r.Spec == nil {
-		return nil, fmt.Errorf("record of container %s has no spec", r.ID)
-	}
-	r.Spec.Process = r.Process
-	return r.Spec, nil
 }
 
 // Containers lists those that this pod has.

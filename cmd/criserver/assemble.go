@@ -111,12 +111,8 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		})
 		streams.Serve(pods)
 		n.closers = append(n.closers, streams.Close) // runs before that of pods: commands end with their streams
-		services := cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images, Streams: streams}
-		services.Network = func() (bool, string, string) {
-			s := network.Status()
-			return s.Ready, s.Reason, s.Message
-		}
-		n.cri.Start(services)
+		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images,
+			Streams: streams, Network: rpcNetwork{network}})
 		return nil
 	}
 	return n, nil
@@ -136,7 +132,11 @@ func (c *Config) podSettings() sandbox.Settings {
 
 // rpcSettings are what the RPCs go by and a reload may change.
 func (c *Config) rpcSettings() (cri.Settings, error) {
-	effective, err := json.Marshal(c)
+	effective, err := json.Marshal(struct {
+		*Config
+		RootDir  string `json:"rootDir"` // as containerd names them, for tools that look for them
+		StateDir string `json:"stateDir"`
+	}{c, c.Root, c.State})
 	if err != nil {
 		return cri.Settings{}, fmt.Errorf("encode configuration: %w", err)
 	}
@@ -225,7 +225,7 @@ func (n *node) assembleStreaming(ctx context.Context) (*streaming.Server, error)
 
 // networkConfig is what package cni is to be given.
 func networkConfig(config Config, log *slog.Logger) (cni.Config, error) {
-	c := cni.Config{ConfDir: config.CNI.ConfDir, BinDirs: pluginDirs(config.CNI), Log: log}
+	c := cni.Config{ConfDir: config.CNI.ConfDir, BinDirs: pluginDirs(config.CNI), Template: config.CNI.ConfTemplate, Log: log}
 	if config.Network.Default != "on" {
 		return c, nil
 	}

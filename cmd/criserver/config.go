@@ -53,8 +53,9 @@ type CDI struct {
 
 // CNI says where plugins and their configuration are.
 type CNI struct {
-	ConfDir string   `toml:"conf_dir" comment:"Directory of .conflist, .conf and .json files; the first by name is used."`
-	BinDirs []string `toml:"bin_dirs" comment:"Directories of plugins. Those that come with criserver are looked for last."`
+	ConfDir      string   `toml:"conf_dir" comment:"Directory of .conflist, .conf and .json files; the first by name is used."`
+	ConfTemplate string   `toml:"conf_template" comment:"Go template of the configuration that is written into conf_dir, where there is no other, when the kubelet tells the node's pod CIDR. Empty: none."`
+	BinDirs      []string `toml:"bin_dirs" comment:"Directories of plugins. Those that come with criserver are looked for last."`
 }
 
 // Network is the embedded default network.

@@ -52,6 +52,9 @@ func validate(c *Config) []string {
 	absolute("certs_dirs", c.CertsDirs...)
 	absolute("cdi.spec_dirs", c.CDI.SpecDirs...)
 	absolute("cni.conf_dir", c.CNI.ConfDir)
+	if c.CNI.ConfTemplate != "" {
+		absolute("cni.conf_template", c.CNI.ConfTemplate)
+	}
 	absolute("cni.bin_dirs", c.CNI.BinDirs...)
 	oneOf("cgroup_driver", c.CgroupDriver, "auto", "cgroupfs", "systemd")
 	oneOf("pause_cgroup", c.PauseCgroup, "pod", "runtime")
