@@ -103,7 +103,8 @@ func (p *Pod) adopt(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list what pause holds: %w", err)
 	}
-	p.shm, p.reaper = takeOne(listing.Kept, keptShm), takeOne(listing.Kept, keptReaper)
+	p.adoptShm(listing.Kept)
+	p.reaper = takeOne(listing.Kept, keptReaper)
 	p.kept = listing.Kept
 	if err := p.adoptContainers(ctx, listing.Tasks); err != nil {
 		return err

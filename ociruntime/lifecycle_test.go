@@ -425,7 +425,8 @@ func TestPauseParent(t *testing.T) {
 	}
 }
 
-// The containers of a pod share /dev/shm, also on kernels that cannot clone a detached mount.
+// The containers of a pod share /dev/shm, also on kernels that cannot clone a detached mount, and over a restart of criserver. The
+// host's mount table, of which systemd makes units, does not show it.
 func TestSharedMemory(t *testing.T) {
 	for _, refuse := range []string{"", "overlay-detached-lower"} {
 		t.Run("without "+refuse, func(t *testing.T) {
@@ -433,8 +434,8 @@ func TestSharedMemory(t *testing.T) {
 				t.Cleanup(kernel.Refuse(refuse))
 			}
 			f := newFixture(t)
-			dir := t.TempDir()
-			p := f.pod(t, func(c *PodConfig) { c.Dir = dir })
+			p, config := f.adoptable(t)
+			dir := config.Dir
 			shared := func(script string) *specs.Spec {
 				s := DefaultSpec("sh", "-c", script)
 				s.Mounts[4] = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: filepath.Join(dir, ShmName), Options: []string{"rbind"}}
@@ -443,6 +444,13 @@ func TestSharedMemory(t *testing.T) {
 			f.run(t, p, shared("echo said > /dev/shm/x"))
 			if out, _ := f.run(t, p, shared("cat /dev/shm/x")); out != "said\n" {
 				t.Errorf("the second container reads %q", out)
+			}
+			if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), dir) {
+				t.Errorf("the host sees it: %v\n%s", err, mounts)
+			}
+			p = f.adopt(t, config)
+			if out, _ := f.run(t, p, shared("cat /dev/shm/x")); out != "said\n" {
+				t.Errorf("after a restart a container reads %q", out)
 			}
 			if err := p.Stop(testContext(t)); err != nil {
 				t.Fatal(err)

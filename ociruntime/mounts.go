@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -153,7 +152,7 @@ func (s *start) bind(ctx context.Context, m specs.Mount, o mount.Options, one co
 		}
 		defer userns.Close()
 	}
-	clone, err := mount.Bind(source, o, userns)
+	clone, err := s.clone(source, m.Source, o, userns)
 	if err != nil {
 		return nil, err
 	}
@@ -177,9 +176,19 @@ func (s *start) tree(f *os.File, o mount.Options, one compile.Mount) ([]compile.
 	return []compile.Mount{one}, nil
 }
 
-// source opens what is to be bound. The pod's /dev/shm is no path of the host: pause keeps it.
+// isShm says whether a path to be bound means the pod's /dev/shm, which is no path of the host: pause keeps it.
+func (s *start) isShm(p string) bool { return p == s.c.pod.path(ShmName) }
+
+func (s *start) clone(source *os.File, p string, o mount.Options, userns *os.File) (*os.File, error) {
+	if s.isShm(p) {
+		return s.c.pod.bindShm(o, userns)
+	}
+	return mount.Bind(source, o, userns)
+}
+
+// source opens what is to be bound.
 func (s *start) source(ctx context.Context, p string) (*os.File, error) {
-	if p != filepath.Join(s.c.pod.config.Dir, ShmName) {
+	if !s.isShm(p) {
 		return s.c.pod.openSource(ctx, p)
 	}
 	if s.c.pod.shm == nil {

@@ -18,6 +18,7 @@ import (
 type nursery struct {
 	births chan birth
 	closed chan struct{}
+	ns     *os.File // its mount namespace
 }
 
 type birth struct {
@@ -46,6 +47,9 @@ func newNursery(pauseBinary, dir, label string) (*nursery, error) {
 // live is what the thread does; nothing else runs in its namespace.
 func (n *nursery) live(pauseBinary, dir, label string, ready chan<- error) {
 	err := buildMinimalNamespace(pauseBinary, dir, label)
+	if err == nil {
+		n.ns, err = os.Open(ownMountNamespace)
+	}
 	ready <- err
 	if err != nil {
 		return
@@ -61,7 +65,45 @@ func (n *nursery) live(pauseBinary, dir, label string, ready chan<- error) {
 	}
 }
 
-func (n *nursery) close() { close(n.closed) }
+func (n *nursery) close() {
+	close(n.closed)
+	_ = n.ns.Close()
+}
+
+// ownMountNamespace is that of the calling thread, in a minimal namespace.
+const ownMountNamespace = compile.ProcDir + "/thread-self/ns/mnt"
+
+// hide attaches a detached mount in a mount namespace that has nothing else but what the minimal one has, and lives as long as
+// somebody has the file that is returned.
+func (n *nursery) hide(m *os.File) (ns *os.File, err error) {
+	err = inMountNamespace(n.ns, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := unix.MoveMount(int(m.Fd()), "", unix.AT_FDCWD, compile.NewRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("move_mount: %w", err)
+		}
+		ns, err = os.Open(ownMountNamespace)
+		return err
+	})
+	return ns, err
+}
+
+// inMountNamespace runs f on a thread of its own in a mount namespace.
+func inMountNamespace(ns *os.File, f func() error) error {
+	enter := func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("enter a mount namespace: %w", err)
+		}
+		return f()
+	}
+	done := make(chan error, 1)
+	go kernel.Apart(func() { done <- enter() })
+	return <-done
+}
 
 // fork starts a pause and returns its pid, which is the caller's to reap.
 func (n *nursery) fork(argv []string, attr syscall.ProcAttr) (int, error) {

@@ -16,8 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime/cgroup"
-	"github.com/criserver/criserver/ociruntime/kernel"
-	"github.com/criserver/criserver/ociruntime/mount"
 	"github.com/criserver/criserver/pause"
 )
 
@@ -70,7 +68,8 @@ type Pod struct {
 	parent  string        // cgroup in which containers get their leaves
 	parents []string      // cgroup directories above the leaves that were made for this pod
 	reaper  *os.File      // pidfd of PID 1 of the shared pid namespace, or nil
-	shm     *os.File      // detached tmpfs, or nil with the host's ipc namespace
+	shm     *os.File      // tmpfs, or nil with the host's ipc namespace
+	shmNS   *os.File      // mount namespace that shm is attached in alone; nil: it is detached, or attached on the host
 	exited  chan struct{}
 	turn    chan struct{} // has one value; whoever makes the shared pid namespace takes it meanwhile
 
@@ -108,78 +107,6 @@ func (p *Pod) start(ctx context.Context) error {
 		return p.needReaper(ctx)
 	}
 	return nil
-}
-
-func (p *Pod) makeShm(ctx context.Context) error {
-	size := p.config.ShmSize
-	if size == 0 {
-		size = defaultShmSize
-	}
-	options := mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", size)})
-	f, err := mount.New("tmpfs", "shm", labelled(options, p.config.MountLabel))
-	if err != nil {
-		return err
-	}
-	if uid, gid := p.config.UserNS.root(); uid != 0 || gid != 0 {
-		if err := unix.Fchownat(int(f.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
-			_ = f.Close()
-			return fmt.Errorf("chown: %w", err)
-		}
-	}
-	p.shm = f
-	if !kernel.OverlayDetachedLower.Has() { // by the same change of 6.15 detached mounts can be cloned, for each container
-		if err := p.attachShm(); err != nil {
-			return err
-		}
-	}
-	return p.conn.Keep(ctx, keptShm, []*os.File{f})
-}
-
-// attachShm attaches the pod's /dev/shm in its directory on the host, from where every kernel can clone it.
-func (p *Pod) attachShm() error {
-	if err := os.Mkdir(p.path(ShmName), 0o700); err != nil {
-		return err
-	}
-	if err := unix.MoveMount(int(p.shm.Fd()), "", unix.AT_FDCWD, p.path(ShmName), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach: %w", err)
-	}
-	return nil
-}
-
-// detachShm undoes attachShm, if that was done.
-func (p *Pod) detachShm() error {
-	err := unix.Unmount(p.path(ShmName), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
-		return fmt.Errorf("detach /dev/shm of the pod: %w", err)
-	}
-	if err := os.Remove(p.path(ShmName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// needReaper makes the shared pid namespace for a container that asks for it, unless it is there.
-func (p *Pod) needReaper(ctx context.Context) error {
-	select {
-	case <-p.turn:
-		defer func() { p.turn <- struct{}{} }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if p.sharedPID() != nil {
-		return nil
-	}
-	if err := p.startReaper(ctx); err != nil {
-		return fmt.Errorf("start PID 1 of the pod: %w", err)
-	}
-	return nil
-}
-
-// sharedPID is the shared pid namespace, nil if there is none.
-func (p *Pod) sharedPID() *os.File {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.reaper
 }
 
 func (p *Pod) startReaper(ctx context.Context) error {
@@ -339,13 +266,13 @@ func (p *Pod) removeScope(ctx context.Context) error {
 // release closes what criserver holds of the pod.
 func (p *Pod) release() {
 	p.mu.Lock()
-	kept, shm, reaper := p.kept, p.shm, p.reaper
-	p.kept, p.shm, p.reaper = nil, nil, nil
+	kept, own := p.kept, []*os.File{p.shm, p.shmNS, p.reaper}
+	p.kept, p.shm, p.shmNS, p.reaper = nil, nil, nil, nil
 	p.mu.Unlock()
 	for _, files := range kept {
 		closeFiles(files)
 	}
-	closeFiles([]*os.File{shm, reaper})
+	closeFiles(own)
 	_ = p.conn.Close()
 }
 

@@ -1,0 +1,102 @@
+package ociruntime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/kernel"
+	"github.com/criserver/criserver/ociruntime/mount"
+)
+
+func (p *Pod) makeShm(ctx context.Context) error {
+	size := p.config.ShmSize
+	if size == 0 {
+		size = defaultShmSize
+	}
+	options := mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=1777", fmt.Sprintf("size=%d", size)})
+	f, err := mount.New("tmpfs", "shm", labelled(options, p.config.MountLabel))
+	if err != nil {
+		return err
+	}
+	if uid, gid := p.config.UserNS.root(); uid != 0 || gid != 0 {
+		if err := unix.Fchownat(int(f.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH); err != nil {
+			_ = f.Close()
+			return fmt.Errorf("chown: %w", err)
+		}
+	}
+	p.shm = f
+	keep := []*os.File{f}
+	if !kernel.OverlayDetachedLower.Has() { // by the same change of 6.15 detached mounts can be cloned, for each container
+		if p.shmNS, err = p.runtime.nursery.hide(f); err != nil {
+			return fmt.Errorf("attach: %w", err)
+		}
+		keep = append(keep, p.shmNS)
+	}
+	return p.conn.Keep(ctx, keptShm, keep)
+}
+
+// adoptShm takes what makeShm gave to pause.
+func (p *Pod) adoptShm(kept map[string][]*os.File) {
+	files := kept[keptShm]
+	delete(kept, keptShm)
+	if len(files) > 0 {
+		p.shm = files[0]
+	}
+	if len(files) > 1 {
+		p.shmNS = files[1]
+		closeFiles(files[2:])
+	}
+}
+
+// bindShm clones /dev/shm for a container.
+func (p *Pod) bindShm(o mount.Options, userns *os.File) (clone *os.File, err error) {
+	if p.shmNS == nil {
+		return mount.Bind(p.shm, o, userns)
+	}
+	err = inMountNamespace(p.shmNS, func() error {
+		clone, err = mount.Bind(p.shm, o, userns)
+		return err
+	})
+	return clone, err
+}
+
+// detachShm is for pods of criservers that attached /dev/shm in the pod's directory on the host, where it was a unit of
+// systemd.
+func (p *Pod) detachShm() error {
+	err := unix.Unmount(p.path(ShmName), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("detach /dev/shm of the pod: %w", err)
+	}
+	if err := os.Remove(p.path(ShmName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// needReaper makes the shared pid namespace for a container that asks for it, unless it is there.
+func (p *Pod) needReaper(ctx context.Context) error {
+	select {
+	case <-p.turn:
+		defer func() { p.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.sharedPID() != nil {
+		return nil
+	}
+	if err := p.startReaper(ctx); err != nil {
+		return fmt.Errorf("start PID 1 of the pod: %w", err)
+	}
+	return nil
+}
+
+// sharedPID is the shared pid namespace, nil if there is none.
+func (p *Pod) sharedPID() *os.File {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reaper
+}
