@@ -177,6 +177,9 @@ func TestSystemdLeavesNoScope(t *testing.T) {
 		{name: "stranger in the scope", life: steps{start, stranger, stop}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if strings.HasPrefix(tt.name, "stranger") && f.runtime.config.Cgroups.Mode() != cgroup.V2 {
+				t.Skip("with v1 a process can be in systemd's hierarchy alone, which is systemd's to kill")
+			}
 			config := tt.config
 			config.ID, config.Dir, config.HostNetwork = randomID(), t.TempDir(), true
 			if config.CgroupParent == "" {
@@ -224,6 +227,11 @@ func TestSystemdReplacesScope(t *testing.T) {
 	f := newFixtureSystemd(t)
 	first, config := f.adoptable(t)
 	config.Dir = t.TempDir()
+	t.Cleanup(func() { // in v1 the first one made what is above the scope in hierarchies that systemd does not know
+		if err := first.group.Delete(testContext(t), first.parents...); err != nil {
+			t.Error(err)
+		}
+	})
 	second, err := f.runtime.StartPod(testContext(t), config)
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,17 @@ var flavours = map[string]flavour{
 		kernel: kernelOf("trixie"), root: rootOf("bookworm", "apparmor", "apparmor"), init: systemdInit,
 		params: append([]string{"apparmor=1", "security=apparmor"}, systemdParams...), driver: "systemd",
 	},
+	"hybrid": {
+		about:  "Linux of trixie, cgroup v1 with a cgroup2 beside it, systemd, AppArmor",
+		kernel: kernelOf("trixie"), root: rootOf("bookworm", "apparmor", "apparmor"), init: systemdInit,
+		params: append([]string{"apparmor=1", "security=apparmor", "systemd.unified_cgroup_hierarchy=0"}, systemdParams...), driver: "systemd",
+	},
+	"v1": {
+		about:  "Linux 6.1 of bookworm, cgroup v1 alone, systemd, AppArmor",
+		kernel: kernelOf("bookworm"), root: rootOf("bookworm", "apparmor", "apparmor"), init: systemdInit,
+		params: append([]string{"apparmor=1", "security=apparmor", "systemd.unified_cgroup_hierarchy=0", "systemd.legacy_systemd_cgroup_controller=1"}, systemdParams...),
+		driver: "systemd",
+	},
 	"selinux": {
 		about:  "Linux of trixie, cgroup v2, systemd, SELinux with Debian's policy, permissive",
 		kernel: kernelOf("trixie"), root: selinuxRoot, init: systemdInit,

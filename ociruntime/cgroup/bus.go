@@ -97,7 +97,7 @@ func (b *HostBus) queue(ctx context.Context, ch chan<- string, queue func(Bus, c
 
 // Bounds of waiting for a systemd that is executed anew, or for its bus.
 const (
-	busPatience  = 10 * time.Second
+	busPatience  = 30 * time.Second
 	busPollFirst = time.Millisecond
 	busPollLast  = 100 * time.Millisecond
 )
