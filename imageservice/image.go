@@ -76,16 +76,31 @@ func normalisePinned(refs []string) ([]string, error) {
 		}
 		t, err := parse(ref)
 		if err != nil {
-			return nil, fmt.Errorf("pinned image: %w", err)
+			return nil, fmt.Errorf("pinned image %q: %w", ref, err)
 		}
 		pinned = append(pinned, t.String())
 	}
 	return pinned, nil
 }
 
+// CheckPinned says whether references can be pinned.
+func CheckPinned(refs []string) error {
+	_, err := normalisePinned(refs)
+	return err
+}
+
+// SetPinned replaces the references of images that are not to be collected.
+func (s *Service) SetPinned(refs []string) error {
+	pinned, err := normalisePinned(refs)
+	if err == nil {
+		s.pinned.Store(&pinned)
+	}
+	return err
+}
+
 func (s *Service) isPinned(img *imagedb.Image) bool {
 	matches := func(name string) bool {
-		return slices.ContainsFunc(s.pinned, func(pin string) bool {
+		return slices.ContainsFunc(*s.pinned.Load(), func(pin string) bool {
 			prefix, any := strings.CutSuffix(pin, "*")
 			return name == pin || any && strings.HasPrefix(name, prefix)
 		})

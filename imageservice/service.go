@@ -63,7 +63,6 @@ type Service struct {
 	cfg      Config
 	log      *slog.Logger
 	platform platforms.MatchComparer
-	pinned   []string
 	layers   LayerStore
 	db       *imagedb.DB
 	holds    *holds
@@ -75,6 +74,7 @@ type Service struct {
 	close   context.CancelFunc  // ends all work
 
 	registry atomic.Pointer[remote.Config]
+	pinned   atomic.Pointer[[]string]
 }
 
 // New opens the database. Images of which a layer is missing are forgotten, layers that belong to nothing are removed:
@@ -114,11 +114,12 @@ func New(cfg Config) (*Service, error) {
 	}
 	base, cancel := context.WithCancel(context.Background())
 	s := &Service{
-		cfg: cfg, log: cfg.Log, platform: platform, pinned: pinned, layers: cfg.Layers, db: db, holds: newHolds(cfg.Layers),
+		cfg: cfg, log: cfg.Log, platform: platform, layers: cfg.Layers, db: db, holds: newHolds(cfg.Layers),
 		pulls: newFlights[string](base, cfg.Recorder, "pull"), fetches: newFlights[struct{}](base, cfg.Recorder, "fetch layer"),
 		slots: semaphore.NewWeighted(int64(cfg.Parallel)), close: cancel,
 	}
 	s.registry.Store(&cfg.Registry)
+	s.pinned.Store(&pinned)
 	if err := s.reconcile(base); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

@@ -451,6 +451,15 @@ func TestPinned(t *testing.T) {
 	if got, _ := n.Status(string(img.ID)); got == nil || got.Pinned {
 		t.Errorf("%+v", got)
 	}
+	if err := n.SetPinned([]string{"UPPER"}); !errors.Is(err, ErrInvalidReference) {
+		t.Errorf("got error %v", err)
+	}
+	if err := n.SetPinned([]string{reg.Addr + "/hello:*"}); err != nil {
+		t.Error(err)
+	}
+	if got, _ := n.Status(string(img.ID)); got == nil || !got.Pinned {
+		t.Errorf("pinned meanwhile, but: %v", got)
+	}
 	if _, err := New(Config{Dir: t.TempDir(), Pinned: []string{"UPPER"}}); !errors.Is(err, ErrInvalidReference) {
 		t.Errorf("invalid pin: %v", err)
 	}

@@ -97,8 +97,8 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		n.apply = func(c *Config) error {
 			pods.Configure(c.podSettings())
 			images.SetCertsDirs(c.CertsDirs)
-			if devices == nil {
-				return nil
+			if err := images.SetPinned(c.Images.Pinned); err != nil || devices == nil {
+				return err
 			}
 			return devices.SetDirs(c.CDI.SpecDirs)
 		}
@@ -196,7 +196,7 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 	n.closers = append(n.closers, func(context.Context) error { return layers.Close() })
 	n.log.Info("layers", "store", layers.Describe())
 	images, err := imageservice.New(imageservice.Config{
-		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Registry: remote.Config{CertsDirs: n.config.CertsDirs},
+		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Pinned: n.config.Images.Pinned, Registry: remote.Config{CertsDirs: n.config.CertsDirs},
 		Recorder: recorder, Log: n.log,
 	})
 	if err != nil {

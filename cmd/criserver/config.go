@@ -67,7 +67,8 @@ type Network struct {
 
 // Images configures the image service.
 type Images struct {
-	Store string `toml:"store" comment:"auto, erofs or overlay. auto: erofs where the kernel mounts image files directly (6.12), else overlay."`
+	Store  string   `toml:"store" comment:"auto, erofs or overlay. auto: erofs where the kernel mounts image files directly (6.12), else overlay."`
+	Pinned []string `toml:"pinned" comment:"Images that the kubelet is told never to remove, by tag or digest; a * at the end stands for any rest."`
 }
 
 // Security configures what confines containers beside namespaces, capabilities and seccomp.
@@ -130,7 +131,7 @@ func defaultConfig() Config {
 		CDI:          CDI{SpecDirs: cdi.DefaultDirs()},
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},
-		Images:       Images{Store: "auto"},
+		Images:       Images{Store: "auto", Pinned: []string{}},
 		Streaming:    Streaming{Address: "127.0.0.1", IdleTimeout: Duration(4 * time.Hour), CreationTimeout: Duration(30 * time.Second)},
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
 		Stats:        Stats{Period: Duration(10 * time.Second), LayerPeriod: Duration(10 * time.Second)},

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/sandbox/nri"
 )
 
@@ -60,6 +61,9 @@ func validate(c *Config) []string {
 	oneOf("pause_cgroup", c.PauseCgroup, "pod", "runtime")
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
+	if err := imageservice.CheckPinned(c.Images.Pinned); err != nil {
+		add("images.pinned", "%v", err)
+	}
 	oneOf("images.store", c.Images.Store, "auto", "erofs", "overlay")
 	oneOf("network.default", c.Network.Default, "on", "off")
 	oneOf("security.apparmor", c.Security.AppArmor, "auto", "on", "off")

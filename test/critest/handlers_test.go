@@ -416,6 +416,7 @@ func TestReload(t *testing.T) {
 		t.Error("a handler of a broken configuration is there")
 	}
 	changed := strings.Replace(string(before), "root = ", "root = '/no/such/root' # ", 1) + "[container]\nlog_line_max = 256\n[handlers.default]\npids_limit = 60\n"
+	changed = strings.Replace(changed, "[images]\n", fmt.Sprintf("[images]\npinned = [%q]\n", suite.busybox), 1)
 	text := d.rewrite(t, changed)
 	eventually(t, rpcBound, "the key that needs a restart is named", func() bool {
 		whole, err := os.ReadFile(d.log.Name())
@@ -426,6 +427,9 @@ func TestReload(t *testing.T) {
 	}
 	if c := effective(); c.Root != d.root() || c.Container.LogLineMax != 256 || c.Handlers["default"].PidsLimit != 60 {
 		t.Errorf("in force is said to be %+v", c)
+	}
+	if s, err := d.images.ImageStatus(bounded(t), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: suite.busybox}}); err != nil || !s.GetImage().GetPinned() {
+		t.Errorf("the image that was pinned meanwhile: %v, error %v", s.GetImage(), err)
 	}
 	c := runPod(t, d).start(t, "head -c 300 /dev/zero | tr '\\0' x; echo")
 	c.wait(t)
