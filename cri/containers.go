@@ -74,7 +74,6 @@ func (h *runtimeHandlers) ContainerStatus(_ context.Context, r *runtimev1.Contai
 
 // containerStatus is a container as its status and the events of its pod tell.
 func containerStatus(c *sandbox.ContainerStatus) *runtimev1.ContainerStatus {
-	config := c.Config()
 	return &runtimev1.ContainerStatus{
 		Id:          string(c.ID),
 		Metadata:    c.Metadata,
@@ -90,7 +89,7 @@ func containerStatus(c *sandbox.ContainerStatus) *runtimev1.ContainerStatus {
 		Message:     c.Message,
 		Labels:      c.Labels,
 		Annotations: c.Annotations,
-		Mounts:      statusMounts(config.GetMounts(), c.ImageVolumes),
+		Mounts:      statusMounts(c.Mounts(), c.ImageVolumes),
 		LogPath:     c.LogPath,
 		Resources:   &runtimev1.ContainerResources{Linux: c.Resources()},
 		User:        containerUser(c.User),

@@ -44,7 +44,7 @@ func (h *runtimeHandlers) inspectPod(pod *sandbox.PodStatus) (map[string]string,
 }
 
 func hostNetwork(pod *sandbox.PodStatus) bool {
-	return podNamespaces(pod.Config()).GetNetwork() == runtimev1.NamespaceMode_NODE
+	return pod.Namespaces.GetNetwork() == runtimev1.NamespaceMode_NODE
 }
 
 func (h *runtimeHandlers) inspectContainer(c *sandbox.ContainerStatus) (map[string]string, error) {

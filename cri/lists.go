@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/imageservice"
@@ -13,11 +14,15 @@ import (
 )
 
 // Each list is read once, from immutable values, whether it is answered whole or streamed: what a slow client gets of a
-// stream is what there was at its begin. Items are translated as they are sent.
+// stream is what there was at its begin. Items of streams are translated as they are sent, those of lists once in their life.
 
 func (h *runtimeHandlers) ListPodSandbox(_ context.Context, r *runtimev1.ListPodSandboxRequest) (*runtimev1.ListPodSandboxResponse, error) {
 	pods, err := selectPods(h.serving().Pods.ListPods(), r.GetFilter())
-	return &runtimev1.ListPodSandboxResponse{Items: slices.Collect(translated(pods, listedPod))}, err
+	if err != nil {
+		return nil, err
+	}
+	response := &runtimev1.ListPodSandboxResponse{}
+	return response, h.listedPods.fill(response, pods, proto.Size(r.GetFilter()) == 0)
 }
 
 func (h *runtimeHandlers) StreamPodSandboxes(r *runtimev1.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtimev1.StreamPodSandboxesResponse]) error {
@@ -32,7 +37,11 @@ func (h *runtimeHandlers) StreamPodSandboxes(r *runtimev1.StreamPodSandboxesRequ
 
 func (h *runtimeHandlers) ListContainers(_ context.Context, r *runtimev1.ListContainersRequest) (*runtimev1.ListContainersResponse, error) {
 	containers, err := h.containers(r.GetFilter())
-	return &runtimev1.ListContainersResponse{Containers: slices.Collect(translated(containers, listedContainer))}, err
+	if err != nil {
+		return nil, err
+	}
+	response := &runtimev1.ListContainersResponse{}
+	return response, h.listedContainers.fill(response, containers, proto.Size(r.GetFilter()) == 0)
 }
 
 func (h *runtimeHandlers) StreamContainers(r *runtimev1.StreamContainersRequest, stream grpc.ServerStreamingServer[runtimev1.StreamContainersResponse]) error {

@@ -56,7 +56,7 @@ func podStatus(pod *sandbox.PodStatus) *runtimev1.PodSandboxStatus {
 		State:          podState(pod.State),
 		CreatedAt:      nanos(pod.CreatedAt),
 		Network:        podNetwork(pod),
-		Linux:          &runtimev1.LinuxPodSandboxStatus{Namespaces: &runtimev1.Namespace{Options: podNamespaces(pod.Config())}},
+		Linux:          &runtimev1.LinuxPodSandboxStatus{Namespaces: &runtimev1.Namespace{Options: pod.Namespaces}},
 		Labels:         pod.Labels,
 		Annotations:    pod.Annotations,
 		RuntimeHandler: pod.Handler,
@@ -94,12 +94,4 @@ func podNetwork(pod *sandbox.PodStatus) *runtimev1.PodSandboxNetworkStatus {
 		}
 	}
 	return n
-}
-
-// podNamespaces is never nil: the kubelet makes a pod anew whose network mode differs from what it wants.
-func podNamespaces(config *runtimev1.PodSandboxConfig) *runtimev1.NamespaceOption {
-	if o := config.GetLinux().GetSecurityContext().GetNamespaceOptions(); o != nil {
-		return o
-	}
-	return &runtimev1.NamespaceOption{}
 }

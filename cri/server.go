@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/sandbox"
 	"github.com/criserver/criserver/stage"
 )
 
@@ -61,11 +63,16 @@ type Server struct {
 	settings atomic.Pointer[Settings]
 	services atomic.Pointer[Services] // nil until Start
 	ending   chan struct{}            // closed by EndStreams
+
+	listedPods       encodings[sandbox.PodStatus]
+	listedContainers encodings[sandbox.ContainerStatus]
 }
 
 // New returns a server that answers Version, Status and RuntimeConfig, and Unavailable to the rest.
 func New(config Config) *Server {
 	s := &Server{config: config, ending: make(chan struct{})}
+	s.listedPods.translate = func(pod *sandbox.PodStatus) proto.Message { return listedPod(pod) }
+	s.listedContainers.translate = func(c *sandbox.ContainerStatus) proto.Message { return listedContainer(c) }
 	s.Configure(config.Settings)
 	return s
 }
@@ -94,6 +101,10 @@ const (
 	maxSend    = 40 << 20
 )
 
+// writeBuffer is what one write to a client takes: a list of a thousand containers is some 800 KiB, and every write costs a
+// switch to the client. It is held only while something is written.
+const writeBuffer = 256 << 10
+
 // GRPC returns a gRPC server for the socket with both services.
 func (s *Server) GRPC() *grpc.Server {
 	g := grpc.NewServer(
@@ -101,6 +112,8 @@ func (s *Server) GRPC() *grpc.Server {
 		grpc.StreamInterceptor(s.interceptStream),
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxSendMsgSize(maxSend),
+		grpc.WriteBufferSize(writeBuffer),
+		grpc.SharedWriteBuffer(true),
 	)
 	runtimev1.RegisterRuntimeServiceServer(g, &runtimeHandlers{Server: s})
 	runtimev1.RegisterImageServiceServer(g, &imageHandlers{Server: s})

@@ -69,17 +69,16 @@ type podSpec struct {
 	Metadata    *runtimev1.PodSandboxMetadata
 	Labels      map[string]string
 	Annotations map[string]string
-	rest        []byte            // the marshalled config without the fields above
-	userNS      *ociruntime.IDMap // nil: the host's
+	Namespaces  *runtimev1.NamespaceOption // as asked for; never nil
+	rest        []byte                     // the marshalled config without metadata, labels and annotations
+	userNS      *ociruntime.IDMap          // nil: the host's
 	hostNetwork bool
 }
 
 // Config returns the config as the pod was asked for, verbatim; it shares metadata, labels and annotations.
 func (s *podSpec) Config() *runtimev1.PodSandboxConfig {
 	c := &runtimev1.PodSandboxConfig{}
-	if err := proto.Unmarshal(s.rest, c); err != nil {
-		panic(fmt.Sprintf("config of a pod cannot be read back: %v", err)) // it was marshalled here or checked at recovery
-	}
+	unmarshal(s.rest, c)
 	c.Metadata, c.Labels, c.Annotations = s.Metadata, s.Labels, s.Annotations
 	return c
 }
@@ -115,7 +114,15 @@ type containerSpec struct {
 	StopSignal   string   // the effective one, for example "SIGTERM"
 	User         User     // the effective one
 
-	rest []byte // the marshalled config without metadata, image, labels and annotations
+	mounts []byte // the marshalled config with mounts alone, of which every status tells
+	rest   []byte // the marshalled config without mounts, metadata, image, labels and annotations
+}
+
+// Mounts are those that the container was asked for with.
+func (s *containerSpec) Mounts() []*runtimev1.Mount {
+	c := &runtimev1.ContainerConfig{}
+	unmarshal(s.mounts, c)
+	return c.Mounts
 }
 
 // User is whom a container's first process runs as.
@@ -127,16 +134,25 @@ type User struct {
 // Config returns the config as the container was asked for, verbatim; it shares metadata, image, labels and annotations.
 func (s *containerSpec) Config() *runtimev1.ContainerConfig {
 	c := &runtimev1.ContainerConfig{}
-	if err := proto.Unmarshal(s.rest, c); err != nil {
-		panic(fmt.Sprintf("config of a container cannot be read back: %v", err)) // see podSpec.Config
-	}
+	unmarshal(s.rest, c)
+	unmarshal(s.mounts, c)
 	c.Metadata, c.Image, c.Labels, c.Annotations = s.Metadata, s.Image, s.Labels, s.Annotations
 	return c
+}
+
+// unmarshal adds to m what was marshalled here or checked at recovery.
+func unmarshal(data []byte, m proto.Message) {
+	if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(data, m); err != nil {
+		panic(fmt.Sprintf("part of a config cannot be read back: %v", err))
+	}
 }
 
 // newPodSpec takes over config.
 func newPodSpec(config *runtimev1.PodSandboxConfig) (*podSpec, error) {
 	s := &podSpec{Metadata: config.Metadata, Labels: config.Labels, Annotations: config.Annotations, hostNetwork: hostNetwork(config)}
+	if s.Namespaces = namespaceOptions(config); s.Namespaces == nil { // the kubelet makes a pod anew whose network is not what it wants
+		s.Namespaces = &runtimev1.NamespaceOption{}
+	}
 	m, err := specgen.UserNamespace(config)
 	if err != nil {
 		return nil, fmt.Errorf("%w: pod config: %w", ErrInvalid, err)
@@ -156,9 +172,12 @@ func newPodSpec(config *runtimev1.PodSandboxConfig) (*podSpec, error) {
 func newContainerSpec(config *runtimev1.ContainerConfig) (*containerSpec, error) {
 	s := &containerSpec{Metadata: config.Metadata, Image: config.Image, Labels: config.Labels, Annotations: config.Annotations}
 	rest := proto.CloneOf(config)
-	rest.Metadata, rest.Image, rest.Labels, rest.Annotations = nil, nil, nil, nil
+	rest.Metadata, rest.Image, rest.Labels, rest.Annotations, rest.Mounts = nil, nil, nil, nil, nil
 	var err error
-	if s.rest, err = proto.Marshal(rest); err != nil {
+	if s.rest, err = proto.Marshal(rest); err == nil {
+		s.mounts, err = proto.Marshal(&runtimev1.ContainerConfig{Mounts: config.Mounts})
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: container config: %w", ErrInvalid, err)
 	}
 	return s, nil
