@@ -32,6 +32,9 @@ const (
 	typeDrop      = 10
 	typeList      = 11
 	typeReexec    = 12
+	typeAttach    = 13
+	typeDetach    = 14
+	typeEndStdin  = 15
 	typeWelcome   = 34
 )
 
@@ -109,6 +112,8 @@ func FuzzPause(f *testing.F) {
 	f.Add(prog, script(hello, add, message(typeReopen, 5, uint64(1)), message(typeResize, 6, uint64(1), uint16(3), uint16(4), uint32(0)), message(typeList, 7)))
 	f.Add(prog, script(hello, message(typeKeep, 8, taskName("k")), message(typeList, 9), message(typeDrop, 10, taskName("k")), message(typeReexec, 11)))
 	f.Add(prog, script(hello, message(typeBoot, 12), message(2, 13), message(typeStart, 13, uint64(7), uint64(0), uint32(9), uint32(0)), message(typeStart, 14, uint64(8), uint64(0), uint32(6), uint32(0))))
+	attach := message(typeAttach, 3, uint64(1), uint64(5), uint32(3), uint32(1))
+	f.Add(prog, script(hello, add, attach, attach, message(typeDetach, 4, uint64(5)), message(typeEndStdin, 5, uint64(1)), message(typeRemove, 6, uint64(1))))
 	f.Fuzz(func(t *testing.T, prog, packets []byte) {
 		if os.Getuid() != 0 {
 			t.Skip("needs root")
@@ -200,6 +205,7 @@ func FuzzClient(f *testing.F) {
 	f.Add(script(ok, welcome, ok))
 	f.Add(script(ok, welcome, message(37, 1, uint64(1), taskName("a"), uint32(2), int32(7), uint32(0), uint32(0), record, uint64(0), uint64(0)), message(38, 1, taskName("k")), ok))
 	f.Add(script(ok, welcome, message(36, 0, record), message(33, 1, uint32(3), uint32(14), int32(1), uint32(0)), message(35, 2, int32(5), uint32(0))))
+	f.Add(script(ok, welcome, ok, ok, message(39, 3), message(40, 4, uint64(7))))
 	f.Fuzz(func(t *testing.T, packets []byte) {
 		before := openFiles(t, os.Getpid())
 		lie(t, packets)
@@ -246,6 +252,10 @@ func lie(t *testing.T, packets []byte) {
 		_ = s.PidFD.Close()
 	}
 	_ = empty.Close()
+	if in, err := conn.Attach(ctx, pause.Attach{Task: 1, Client: 1, Stdin: true}); err == nil && in != nil {
+		_ = in.Close()
+	}
+	_, _ = conn.Detach(ctx, 1) // only that it returns
 	<-ended
 	_ = conn.Close()
 	if ctx.Err() != nil {

@@ -34,6 +34,9 @@ const (
 	msgDrop
 	msgList
 	msgReexec
+	msgAttach
+	msgDetach
+	msgEndStdin
 )
 
 const (
@@ -44,6 +47,8 @@ const (
 	msgExited
 	msgTask
 	msgKept
+	msgAttached
+	msgDetached
 )
 
 // Descriptors that a pause is born with.
@@ -119,6 +124,15 @@ type resizeBody struct {
 }
 
 type nameBody struct{ Name name }
+
+type attachBody struct {
+	Task, Client uint64
+	FDs, Flags   uint32
+}
+
+type detachBody struct{ Client uint64 }
+
+type detachedBody struct{ Lost uint64 }
 
 type failedBody struct {
 	Stage, Index uint32

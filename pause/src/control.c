@@ -85,6 +85,7 @@ static void control_close(void)
 {
 	unwatch_close(&control);
 	drop_pending();
+	attach_forget_all();
 	owed_first = owed_end = 0;
 	blocked = listing = control_greeted = false;
 	control_serial++;

@@ -312,8 +312,9 @@ void log_end_line(uint32_t index, uint32_t s)
 	flush(l, index, true);
 }
 
-void log_close_stream(struct log *l, uint32_t s, int epoll)
+void log_close_stream(uint32_t index, uint32_t s, int epoll)
 {
+	struct log *l = log_at(index);
 	while (!log_reading(l)) /* the supervisor empties the pipe: it is quick */
 		;
 	int fd = atomic_exchange(&l->stream[s].fd, 0);
@@ -322,6 +323,7 @@ void log_close_stream(struct log *l, uint32_t s, int epoll)
 		(void)sys(SYS_close, fd);
 	}
 	log_read_done(l);
+	attach_end(index, s);
 }
 
 /* Reads once and writes what that gave. */
@@ -333,6 +335,8 @@ enum log_turn log_turn(uint32_t index, uint32_t s)
 	if (!log_reading(l))
 		return LOG_EMPTY; /* it will be looked at again */
 	long n = sys(SYS_read, atomic_load(&st->fd), fresh, READ_SIZE);
+	if (n > 0)
+		attach_copy(index, s, fresh, (uint32_t)n);
 	bool lost = atomic_load(&st->lost) != st->lost_seen;
 	log_read_done(l);
 	dirty = true;

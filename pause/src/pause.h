@@ -22,6 +22,7 @@
 #define MAX_NAMES 256u	 /* names of kept descriptors */
 #define MAX_KEPT 4096u	 /* kept descriptors */
 #define MAX_PENDING 1088u /* descriptors of one request */
+#define MAX_ATTACHED 32u	 /* clients that are attached to containers of the pod */
 #define MAX_LINE 65536u	 /* bytes of content in one log record */
 #define DEFAULT_LINE 16384u
 
@@ -86,6 +87,8 @@ struct request {
 		struct msg_task_id task;
 		struct msg_resize resize;
 		struct msg_name name;
+		struct msg_attach attach;
+		struct msg_detach detach;
 	} body;
 	int *fds; /* 0 once somebody owns it; what is left is closed when the request is done */
 };
@@ -198,6 +201,7 @@ int task_add(struct request *r);
 int task_remove(uint64_t id);
 int task_reopen(struct request *r);
 int task_resize(const struct msg_resize *m);
+int task_end_stdin(uint64_t id);
 bool task_reap(struct task *t, int32_t *status); /* false: it lives */
 void task_exited(struct task *t, int32_t status);
 void task_advance(struct task *t);
@@ -220,6 +224,14 @@ int terminal_adopt(struct task *t);
 void terminal_event(struct task *t);
 void terminal_room(struct task *t);
 void terminal_drain(struct task *t);
+
+/* ---- attach.c: copies of output ---- */
+
+int attach(struct request *r);
+int detach(const struct request *r);
+void attach_copy(uint32_t index, uint32_t stream, const char *data, uint32_t size);
+void attach_end(uint32_t index, uint32_t stream);
+void attach_forget_all(void);
 
 /* ---- keep.c ---- */
 
@@ -277,7 +289,7 @@ enum log_turn { LOG_MORE, LOG_EMPTY, LOG_END };
 enum log_turn log_turn(uint32_t index, uint32_t s);
 void log_forget_rest(struct log *l);
 void log_end_line(uint32_t index, uint32_t s);
-void log_close_stream(struct log *l, uint32_t s, int epoll);
+void log_close_stream(uint32_t index, uint32_t s, int epoll);
 void log_idle(void); /* gives memory back */
 bool log_reading(struct log *l); /* try to get it */
 void log_read_done(struct log *l);

@@ -37,6 +37,9 @@ enum msg_type {
 	MSG_DROP = 10,	 /* close kept descriptors */
 	MSG_LIST = 11,	 /* -> MSG_TASK ..., MSG_KEPT ..., MSG_OK */
 	MSG_REEXEC = 12, /* continue as another binary: same pid, children, descriptors. fds: the binary */
+	MSG_ATTACH = 13, /* -> MSG_ATTACHED. copy a container's output. fds: by .fds, writing ends of pipes */
+	MSG_DETACH = 14, /* -> MSG_DETACHED */
+	MSG_END_STDIN = 15, /* close what is kept open for a container's stdin */
 
 	/* answers and events */
 	MSG_OK = 32,
@@ -46,6 +49,8 @@ enum msg_type {
 	MSG_EXITED = 36,  /* event, id 0 */
 	MSG_TASK = 37,	  /* one container of a listing. fds: pidfd if running */
 	MSG_KEPT = 38,	  /* one name of a listing; its descriptors, more packets of that name if many */
+	MSG_ATTACHED = 39, /* fds: writing end of stdin, or the pty master, if asked for and there */
+	MSG_DETACHED = 40,
 };
 
 struct msg_header {
@@ -106,7 +111,24 @@ struct msg_start {
 	uint32_t reserved;
 };
 
-struct msg_task_id { /* REOPEN, REMOVE */
+#define ATTACH_STDIN 1u /* attach.flags: the answer shall carry what the container's stdin is written by */
+
+struct msg_attach {
+	uint64_t task;
+	uint64_t client; /* chosen by criserver, unique in the pod */
+	uint32_t fds;	 /* 1: stdout, 2: stderr */
+	uint32_t flags;
+};
+
+struct msg_detach {
+	uint64_t client;
+};
+
+struct msg_detached {
+	uint64_t lost; /* bytes that did not fit into the client's pipe, for which it was cut; 0: it was not */
+};
+
+struct msg_task_id { /* REOPEN, REMOVE, END_STDIN */
 	uint64_t task;
 };
 
@@ -178,5 +200,6 @@ _Static_assert(sizeof(struct msg_header) == 16, "msg_header");
 _Static_assert(sizeof(struct exit_record) == 64, "exit_record");
 _Static_assert(sizeof(struct msg_add) == 120, "msg_add");
 _Static_assert(sizeof(struct msg_task) == 200, "msg_task");
+_Static_assert(sizeof(struct msg_attach) == 24, "msg_attach");
 
 #endif

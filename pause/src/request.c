@@ -68,6 +68,12 @@ static int serve(struct request *r)
 		return list_begin(r->from);
 	case MSG_REEXEC:
 		return reexec_begin(r);
+	case MSG_ATTACH:
+		return attach(r);
+	case MSG_DETACH:
+		return detach(r);
+	case MSG_END_STDIN:
+		return task_end_stdin(r->body.task.task);
 	default:
 		return -EOPNOTSUPP;
 	}

@@ -177,6 +177,16 @@ int task_resize(const struct msg_resize *m)
 	return (int)sys(SYS_ioctl, t->fd[ADD_TTY], 0x5414 /* TIOCSWINSZ */, &size);
 }
 
+/* A terminal stays: its input ends by a character. */
+int task_end_stdin(uint64_t id)
+{
+	struct task *t = container_find(id);
+	if (t == NULL)
+		return -ENOENT;
+	unwatch_close(&t->fd[ADD_STDIN]);
+	return 0;
+}
+
 int task_reopen(struct request *r)
 {
 	struct task *t = container_find(r->body.task.task);

@@ -75,7 +75,7 @@ static void open_streams(uint32_t index)
 			continue;
 		long err = sys(SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, fd, &e);
 		if (sys_failed(err) && err != -EEXIST)
-			log_close_stream(log_at(index), s, epoll); /* not a thing that can be read from piecewise */
+			log_close_stream(index, s, epoll); /* not a thing that can be read from piecewise */
 	}
 }
 
@@ -87,7 +87,7 @@ static void read_stream(uint32_t index, uint32_t s, uint32_t reads)
 	while (reads-- > 0 && turn == LOG_MORE && atomic_load(&l->stream[s].fd) != 0)
 		turn = log_turn(index, s);
 	if (turn == LOG_END)
-		log_close_stream(l, s, epoll);
+		log_close_stream(index, s, epoll);
 }
 
 static void serve(uint32_t index)
@@ -111,12 +111,13 @@ static void serve(uint32_t index)
 	for (uint32_t s = 0; s < 2 && (asked & (LOG_DRAIN | LOG_CLOSE)) != 0; s++) {
 		read_stream(index, s, DRAIN_READS);
 		log_end_line(index, s);
+		attach_end(index, s); /* whoever else has the stream open is none of the container's */
 	}
 	if ((asked & LOG_DRAIN) != 0)
 		told(index, LOG_DRAIN);
 	if ((asked & LOG_CLOSE) != 0) {
 		for (uint32_t s = 0; s < 2; s++)
-			log_close_stream(l, s, epoll);
+			log_close_stream(index, s, epoll);
 		if (l->fd != 0)
 			close_file(l->fd);
 		l->fd = 0;
@@ -255,9 +256,11 @@ void writer_heard(void)
 }
 
 /* A pipe that is nearly full blocks its container: drop what is in it. */
-static void empty_pipe(struct log *l, struct stream *st)
+static void empty_pipe(uint32_t index, uint32_t s)
 {
 	COLD static char sink[16384];
+	struct log *l = log_at(index);
+	struct stream *st = &l->stream[s];
 	int have = 0, fd;
 	if (!log_reading(l))
 		return;
@@ -268,6 +271,7 @@ static void empty_pipe(struct log *l, struct stream *st)
 			if (n <= 0)
 				break;
 			have -= (int)n;
+			attach_copy(index, s, sink, (uint32_t)n);
 			atomic_fetch_add(&st->lost, (uint64_t)n);
 		}
 	}
@@ -286,8 +290,8 @@ void writer_tick(void)
 	atomic_store(&watched, true);
 	timer_within(writer_stuck ? 20 * MS : STALL_BOUND / 5);
 	for (uint32_t i = 0; i < tasks_high && writer_stuck; i++) {
-		empty_pipe(log_at(i), &log_at(i)->stream[0]);
-		empty_pipe(log_at(i), &log_at(i)->stream[1]);
+		empty_pipe(i, 0);
+		empty_pipe(i, 1);
 	}
 }
 
