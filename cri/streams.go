@@ -12,6 +12,7 @@ import (
 // StreamService is what cri wants of streaming.Server: URLs that lead to streams.
 type StreamService interface {
 	Exec(streaming.ExecRequest) (url string, err error)
+	Attach(streaming.AttachRequest) (url string, err error)
 	PortForward(streaming.PortForwardRequest) (url string, err error)
 }
 
@@ -23,6 +24,18 @@ func (h *runtimeHandlers) Exec(_ context.Context, r *runtimev1.ExecRequest) (*ru
 		Container: sandbox.ContainerID(r.GetContainerId()), Cmd: r.GetCmd(), Streams: clientStreams(r),
 	})
 	return &runtimev1.ExecResponse{Url: url}, err
+}
+
+func (h *runtimeHandlers) Attach(_ context.Context, r *runtimev1.AttachRequest) (*runtimev1.AttachResponse, error) {
+	var f faults
+	f.streams(r)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	url, err := h.serving().Streams.Attach(streaming.AttachRequest{
+		Container: sandbox.ContainerID(r.GetContainerId()), Streams: clientStreams(r),
+	})
+	return &runtimev1.AttachResponse{Url: url}, err
 }
 
 func (h *runtimeHandlers) PortForward(_ context.Context, r *runtimev1.PortForwardRequest) (*runtimev1.PortForwardResponse, error) {

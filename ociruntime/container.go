@@ -66,6 +66,8 @@ type Container struct {
 	pidfd *os.File
 	exit  Exit
 
+	stdins map[*os.File]struct{} // what attached clients write to
+
 	spareLeaf *cgroup.Group // of an earlier exec, empty
 	dropped   atomic.Bool   // pause is known not to keep the root any more
 }

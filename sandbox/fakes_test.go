@@ -338,6 +338,13 @@ func (c *fakeContainer) Terminal() (master, slave *os.File, err error) {
 	return nil, nil, errors.New("no terminals here")
 }
 
+func (c *fakeContainer) Attach(context.Context, ociruntime.AttachConfig) (*ociruntime.Attachment, error) {
+	return nil, errors.New("nobody can attach here")
+}
+
+func (c *fakeContainer) EndStdin(context.Context) error               { return nil }
+func (c *fakeContainer) Resize(context.Context, uint16, uint16) error { return nil }
+
 type fakeExec struct {
 	cmd  *exec.Cmd
 	done chan struct{}

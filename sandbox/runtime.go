@@ -50,6 +50,9 @@ type RuntimeContainer interface {
 	Exit() (ociruntime.Exit, bool)
 	Exec(context.Context, ociruntime.ExecConfig) (RuntimeExec, error)
 	Terminal() (master, slave *os.File, err error)
+	Attach(context.Context, ociruntime.AttachConfig) (*ociruntime.Attachment, error)
+	EndStdin(context.Context) error
+	Resize(ctx context.Context, rows, cols uint16) error
 	ReopenLog(ctx context.Context, path string) error
 	Update(ociruntime.Limits) (undo func() error, err error)
 	Delete(context.Context) error

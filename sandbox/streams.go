@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/criserver/criserver/ociruntime"
@@ -119,4 +121,52 @@ func (s *Service) DialPod(ctx context.Context, id ID, port uint16) (*net.TCPConn
 		return nil, fmt.Errorf("pod %s: %w", p.id, err)
 	}
 	return conn, nil
+}
+
+// Attach joins a client to the streams of a running container until that ends or the client is gone. A client that does not
+// take the output is cut (ociruntime.ErrTooSlow). The end of what it sends, and its going, ends a stdin that was asked for once.
+func (s *Service) Attach(ctx context.Context, id ContainerID, client stream.Client) error {
+	c, rt, err := s.runningContainer(id)
+	if err != nil {
+		return err
+	}
+	config := c.status.Load().Config()
+	a, err := rt.Attach(ctx, ociruntime.AttachConfig{
+		Stdin: client.Stdin != nil && config.GetStdin(), Stdout: client.Stdout != nil, Stderr: client.Stderr != nil,
+	})
+	if err != nil {
+		return fmt.Errorf("attach to container %s: %w", c.id, ofProcess(err))
+	}
+	shared := stream.Shared{Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr, Exited: rt.Exited()}
+	if config.GetTty() {
+		shared.Resize = func(size stream.Size) error { return rt.Resize(ctx, size.Rows, size.Cols) }
+	}
+	if a.Stdin != nil && config.GetStdinOnce() {
+		var once sync.Once
+		shared.EndStdin = func(last byte) { once.Do(func() { c.endStdin(rt, a.Stdin, config.GetTty(), last) }) }
+	}
+	err = stream.Attach(ctx, client, shared)
+	if shared.EndStdin != nil {
+		shared.EndStdin(0)
+	}
+	if err = errors.Join(a.Detach(), err); err != nil {
+		return fmt.Errorf("attach to container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// endStdinBound is for pause to close a descriptor.
+const endStdinBound = 10 * time.Second
+
+// endStdin ends a container's stdin for all clients.
+func (c *container) endStdin(rt RuntimeContainer, stdin *os.File, tty bool, last byte) {
+	if tty {
+		stream.EndTerminalInput(stdin, last)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endStdinBound)
+	defer cancel()
+	if err := rt.EndStdin(ctx); err != nil {
+		c.p.s.log.Warn("cannot end a container's stdin", "container", c.id, "error", err)
+	}
 }

@@ -33,6 +33,7 @@ type Runtime interface {
 	ReadyPod(sandbox.ID) (sandbox.ID, error)
 
 	Exec(ctx context.Context, id sandbox.ContainerID, cmd []string, client stream.Client) (code int32, err error)
+	Attach(ctx context.Context, id sandbox.ContainerID, client stream.Client) error
 	DialPod(ctx context.Context, id sandbox.ID, port uint16) (*net.TCPConn, error)
 }
 

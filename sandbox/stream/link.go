@@ -8,8 +8,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // bufferSize is what one read takes: as much as a pipe holds.
@@ -149,31 +147,11 @@ func (l *Link) deliver(o output) {
 			return
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			l.deliverRest(o, buffer)
+			rest(o.from, buffer, func(data []byte) bool { return l.write(o.to, data) })
 		}
 		if err != nil { // EIO of a terminal: nobody has its other end open
 			return
 		}
-	}
-}
-
-// deliverRest delivers what was there at the deadline, which a slow client may not have taken by then.
-func (l *Link) deliverRest(o output, buffer []byte) {
-	left := 0
-	err := control(o.from, func(fd int) (err error) {
-		left, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
-		return err
-	})
-	for err == nil && left > 0 {
-		n := 0
-		err = control(o.from, func(fd int) (err error) {
-			n, err = unix.Read(fd, buffer[:min(left, len(buffer))])
-			return err
-		})
-		if n <= 0 || !l.write(o.to, buffer[:n]) {
-			return
-		}
-		left -= n
 	}
 }
 

@@ -32,3 +32,24 @@ func newPipe(o Owner, ours int) (r, w *os.File, err error) {
 	}
 	return r, w, nil
 }
+
+// rest passes on what a file holds whose deadline has passed: then a read returns nothing, also if there is something, which a
+// slow client may not have taken by then.
+func rest(from *os.File, buffer []byte, pass func([]byte) bool) {
+	left := 0
+	err := control(from, func(fd int) (err error) {
+		left, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
+		return err
+	})
+	for err == nil && left > 0 {
+		n := 0
+		err = control(from, func(fd int) (err error) {
+			n, err = unix.Read(fd, buffer[:min(left, len(buffer))])
+			return err
+		})
+		if n <= 0 || !pass(buffer[:n]) {
+			return
+		}
+		left -= n
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/url"
+	"os"
 	"sync"
 	"testing"
 
@@ -149,7 +150,8 @@ func (s *session) write(t testing.TB, text string) {
 func (s *session) received(t testing.TB, text string) {
 	t.Helper()
 	if !within(rpcBound, func() bool { return bytes.Contains([]byte(s.out.String()), []byte(text)) }) {
-		t.Fatalf("%q has not come, but %q", text, s.out)
+		got := s.out.String()
+		t.Fatalf("%q has not come, but %d bytes that end with %q", text, len(got), got[max(0, len(got)-200):])
 	}
 }
 
@@ -174,4 +176,14 @@ func (p protocol) stream(t testing.TB, c *container, cmd []string, change ...fun
 		t.Fatal(err)
 	}
 	return p.connect(t, answer.GetUrl(), r, nil)
+}
+
+// logSize is how many bytes of output a log has, more or less.
+func logSize(t testing.TB, c *container) int64 {
+	t.Helper()
+	info, err := os.Stat(c.log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
 }

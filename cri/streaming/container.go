@@ -38,6 +38,7 @@ func (s *Server) Exec(r ExecRequest) (url string, err error) {
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/exec/{token}", opener(s, s.serveExec))
+	mux.HandleFunc("/attach/{token}", opener(s, s.serveAttach))
 	mux.HandleFunc("/portforward/{token}", opener(s, s.servePortForward))
 	return mux
 }
@@ -68,6 +69,25 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, request ExecR
 		s.config.IdleTimeout, s.config.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
 
+// AttachRequest is a container to be attached to.
+type AttachRequest struct {
+	Container sandbox.ContainerID
+	Streams
+}
+
+// Attach returns a URL that attaches to a running container.
+func (s *Server) Attach(r AttachRequest) (url string, err error) {
+	if r.Container, err = s.runtime.RunningContainer(r.Container); err != nil {
+		return "", err
+	}
+	return s.url("attach", r)
+}
+
+func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, request AttachRequest) {
+	remotecommand.ServeAttach(w, r, remote{s, request.Streams}, "", "", string(request.Container), request.options(),
+		s.config.IdleTimeout, s.config.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+}
+
 func (s Streams) options() *remotecommand.Options {
 	return &remotecommand.Options{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, TTY: s.TTY}
 }
@@ -87,6 +107,15 @@ func (r remote) ExecInContainer(ctx context.Context, _, _, container string, cmd
 	if failed == nil && code != 0 {
 		failed = exec.CodeExitError{Err: fmt.Errorf("exit code %d", code), Code: int(code)}
 	}
+	return failed
+}
+
+// AttachContainer returns when the container or the client has ended.
+func (r remote) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, err io.WriteCloser, _ bool,
+	resize <-chan remotecommand.TerminalSize) error {
+	defer closeStreams(out, err)
+	failed := r.s.runtime.Attach(ctx, sandbox.ContainerID(container), r.streams.client(ctx, in, out, err, resize))
+	r.s.report(ctx, "attach", container, failed)
 	return failed
 }
 
