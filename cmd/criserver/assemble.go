@@ -94,14 +94,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		if err != nil {
 			return errors.Join(fmt.Errorf("bring back pods: %w", err), streams.Close(ctx))
 		}
-		n.apply = func(c *Config) error {
-			pods.Configure(c.podSettings())
-			images.SetCertsDirs(c.CertsDirs)
-			if err := images.SetPinned(c.Images.Pinned); err != nil || devices == nil {
-				return err
-			}
-			return devices.SetDirs(c.CDI.SpecDirs)
-		}
+		n.apply = func(c *Config) error { return apply(c, pods, images, devices) }
 		n.closers = append(n.closers, func(ctx context.Context) error {
 			pods.Close(ctx)
 			if len(pods.ListPods()) > 0 {

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -96,17 +95,7 @@ func validate(c *Config) []string {
 	for _, fault := range checkSubnets(c.Network.Subnets) {
 		add("network.subnets", "%s", fault)
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
-		h := c.Handlers[name]
-		if !handlerName.MatchString(name) {
-			add("handlers", "%q is not the name of a handler: lower-case letters, digits, - and .", name)
-		}
-		_, wrong := h.translate()
-		for _, fault := range wrong {
-			faults = append(faults, "handlers."+name+"."+fault)
-		}
-	}
-	return faults
+	return append(faults, checkHandlers(c.Handlers)...)
 }
 
 func checkStreaming(s *Streaming, add func(key, format string, args ...any)) {

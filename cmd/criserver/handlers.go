@@ -77,6 +77,21 @@ func (h Handler) translate() (*specgen.Handler, []string) {
 	return made, append(faults, made.Check()...)
 }
 
+// checkHandlers returns everything that is wrong with names and values of handlers.
+func checkHandlers(all map[string]Handler) []string {
+	var faults []string
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if !handlerName.MatchString(name) {
+			faults = append(faults, fmt.Sprintf("handlers: %q is not the name of a handler: lower-case letters, digits, - and .", name))
+		}
+		_, wrong := all[name].translate()
+		for _, fault := range wrong {
+			faults = append(faults, "handlers."+name+"."+fault)
+		}
+	}
+	return faults
+}
+
 // handlers are those that validate has passed, by the names by which requests ask for them.
 func (c *Config) handlers() map[string]*specgen.Handler {
 	all := make(map[string]*specgen.Handler, len(c.Handlers)+1)

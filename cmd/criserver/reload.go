@@ -10,6 +10,10 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/imageservice"
+	"github.com/criserver/criserver/ociruntime/cdi"
+	"github.com/criserver/criserver/sandbox"
 )
 
 // reloadable are the keys whose change needs no restart; a table stands for all that is in it.
@@ -20,7 +24,7 @@ type reloads struct {
 	wanted <-chan os.Signal
 	load   func() (Config, error) // as at the start: defaults, file, flags
 	level  *slog.LevelVar         // of the node's log
-	apply  func(*Config) error    // gives the running parts what is theirs of the reloadable keys
+	apply  func(*Config) error    // to the running parts
 }
 
 // reload reads the configuration again and applies what it can. A configuration that is not right changes nothing, and is
@@ -56,6 +60,16 @@ func (n *node) reconfigure() error {
 		n.log.Warn("a changed key needs a restart of criserver", "key", key)
 	}
 	return err
+}
+
+// apply gives the running parts what is theirs of the reloadable keys; devices may be nil.
+func apply(c *Config, pods *sandbox.Service, images *imageservice.Service, devices *cdi.Registry) error {
+	pods.Configure(c.podSettings())
+	images.SetCertsDirs(c.CertsDirs)
+	if err := images.SetPinned(c.Images.Pinned); err != nil || devices == nil {
+		return err
+	}
+	return devices.SetDirs(c.CDI.SpecDirs)
 }
 
 // merge returns the configuration to go on with: now, with what next has for reloadable keys; the keys that changed so, and

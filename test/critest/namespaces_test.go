@@ -71,6 +71,30 @@ func TestPIDModes(t *testing.T) {
 	}
 }
 
+// The same where the pod has its own users, whose root has no rights over processes outside.
+func TestPIDModesInUserNamespace(t *testing.T) {
+	d := use(t)
+	_, inUserNS := userNamespace(11 << 20)
+	p := runPod(t, d, inUserNS, podPIDs(ofContainer))
+	start := func(mode cri.NamespaceMode, target string) (*container, string) {
+		t.Helper()
+		c := p.start(t, idle, security(func(c *cri.LinuxContainerSecurityContext) {
+			c.NamespaceOptions = &cri.NamespaceOption{Pid: mode, TargetId: target, UsernsOptions: p.config.Linux.SecurityContext.NamespaceOptions.UsernsOptions}
+		}))
+		c.waitOutput(t, "ready")
+		return c, c.exec(t, "readlink /proc/self/ns/pid")
+	}
+	own, ownNS := start(ofContainer, "")
+	if _, got := start(ofTarget, own.id); got != ownNS {
+		t.Errorf("a container with another's processes is in %s instead of %s", got, ownNS)
+	}
+	_, shared := start(ofPod, "")
+	d.restart(t)
+	if _, again := start(ofPod, ""); again != shared || shared == ownNS || shared == link(t, "pid") {
+		t.Errorf("containers with the pod's processes are in %s and %s, one with its own in %s, the host in %s", shared, again, ownNS, link(t, "pid"))
+	}
+}
+
 // A container that joins another's processes sees and signals them, and ends with the namespace.
 func TestPIDTarget(t *testing.T) {
 	d := use(t)
