@@ -85,13 +85,15 @@ func (s *start) fillDev(dir *os.File) error {
 // devices makes the default device nodes and those of the spec that lie below /dev and in no other mount.
 func (s *start) devices(dir *os.File) error {
 	asked := map[string]bool{}
+	uid, gid := s.c.pod.config.UserNS.root()
+	owner := mount.Owner{UID: uid, GID: gid}
 	for _, d := range s.spec.Linux.Devices {
 		rel, ok := strings.CutPrefix(path.Clean(d.Path), "/dev/")
 		if !ok || s.inOtherMount(path.Clean(d.Path)) || s.madeInDev(rel) {
 			continue
 		}
 		asked["/dev/"+rel] = true
-		parent, err := mount.MkdirIn(dir, path.Dir(rel), 0o755)
+		parent, err := mount.MkdirIn(dir, path.Dir(rel), 0o755, owner)
 		if err != nil {
 			return fmt.Errorf("create device %s: %w", d.Path, err)
 		}

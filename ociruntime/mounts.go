@@ -312,26 +312,32 @@ func (s *start) cgroup1(dir *os.File, name, hostPath string, o mount.Options) (c
 // prepareRoot makes what must be there before the mounts: the working directory and device nodes outside /dev.
 func (p *Pod) prepareRoot(spec *specs.Spec, root *os.File) error {
 	uid, gid := p.config.UserNS.root()
+	owner := mount.Owner{UID: uid, GID: gid}
 	if cwd := path.Clean("/" + spec.Process.Cwd); cwd != "/" && !below(spec.Mounts, cwd) {
 		if f, err := mount.OpenIn(root, cwd, unix.O_PATH, 0); err == nil {
 			_ = f.Close()
 		} else if errors.Is(err, unix.ENOENT) {
-			d, err := mount.MkdirIn(root, cwd, 0o755)
+			d, err := mount.MkdirIn(root, cwd, 0o755, owner)
 			if err != nil {
 				return fmt.Errorf("create working directory %s: %w", cwd, err)
 			}
-			err = unix.Fchownat(int(d.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH)
 			_ = d.Close()
-			if err != nil {
-				return fmt.Errorf("chown working directory %s: %w", cwd, err)
-			}
+		}
+	}
+	for i, m := range spec.Mounts {
+		dest := path.Clean("/" + m.Destination)
+		if below(spec.Mounts[:i], dest) {
+			continue // in what is mounted there
+		}
+		if err := mount.Undangle(root, dest, func() bool { return bindsFile(m) }, owner); err != nil {
+			return fmt.Errorf("create mount point %s: %w", dest, err)
 		}
 	}
 	for _, d := range spec.Linux.Devices {
 		if below(spec.Mounts, d.Path) {
 			continue // in a file system that the start makes
 		}
-		dir, err := mount.MkdirIn(root, path.Dir(d.Path), 0o755)
+		dir, err := mount.MkdirIn(root, path.Dir(d.Path), 0o755, owner)
 		if err != nil {
 			return fmt.Errorf("create device %s: %w", d.Path, err)
 		}
@@ -342,6 +348,12 @@ func (p *Pod) prepareRoot(spec *specs.Spec, root *os.File) error {
 		}
 	}
 	return nil
+}
+
+// bindsFile says whether a mount is one of a file.
+func bindsFile(m specs.Mount) bool {
+	info, err := os.Stat(m.Source)
+	return m.Type == "bind" && err == nil && !info.IsDir()
 }
 
 // below reports whether a mount covers a path.

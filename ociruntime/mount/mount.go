@@ -179,43 +179,6 @@ func OpenIn(root *os.File, path string, flags, mode uint64) (*os.File, error) {
 	}
 }
 
-// MkdirIn makes a directory and its missing parents inside the tree below root and returns it.
-func MkdirIn(root *os.File, path string, mode uint32) (*os.File, error) {
-	done := "."
-	for part := range strings.SplitSeq(path, "/") {
-		if part == "" || part == "." {
-			continue
-		}
-		next := done + "/" + part
-		f, err := OpenIn(root, next, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err == nil {
-			_ = f.Close()
-			done = next
-			continue
-		}
-		if !errors.Is(err, unix.ENOENT) || part == ".." {
-			return nil, err
-		}
-		if err := mkdirOne(root, done, part, mode); err != nil {
-			return nil, err
-		}
-		done = next
-	}
-	return OpenIn(root, done, unix.O_PATH|unix.O_DIRECTORY, 0)
-}
-
-func mkdirOne(root *os.File, parent, name string, mode uint32) error {
-	dir, err := OpenIn(root, parent, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Mkdirat(int(dir.Fd()), name, mode); err != nil && err != unix.EEXIST {
-		return &os.PathError{Op: "mkdir", Path: parent + "/" + name, Err: err}
-	}
-	return nil
-}
-
 // SharedSource reports whether a path lies on a mount with a peer group (shared) or that receives from one
 // (slave), by the mount table of the caller.
 func SharedSource(f *os.File) (shared, slave bool, err error) {

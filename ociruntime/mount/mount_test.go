@@ -68,7 +68,7 @@ func TestInside(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "etc"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	f, err := MkdirIn(root, "/abs/deep/er", 0o755)
+	f, err := MkdirIn(root, "/abs/deep/er", 0o755, Owner{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,10 +76,10 @@ func TestInside(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "etc/deep/er")); err != nil {
 		t.Errorf("made outside: %v", err)
 	}
-	if _, err := MkdirIn(root, "missing/../x", 0o755); err != nil {
+	if _, err := MkdirIn(root, "missing/../x", 0o755, Owner{}); err != nil {
 		t.Errorf("mkdir with ..: %v", err)
 	}
-	if _, err := MkdirIn(root, "loop/x", 0o755); !errors.Is(err, unix.ELOOP) {
+	if _, err := MkdirIn(root, "loop/x", 0o755, Owner{}); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("mkdir below a loop: %v", err)
 	}
 }
@@ -192,4 +192,62 @@ func sharedSource(dir string) string {
 		}
 	}
 	return ""
+}
+
+// Links that lead nowhere are no obstacle: what they lead to is made, inside the root.
+func TestDanglingLinks(t *testing.T) {
+	file, dir := func() bool { return true }, func() bool { return false }
+	for _, tt := range []struct {
+		name  string
+		links map[string]string
+		make  string // by MkdirIn; "": by Undangle of path
+		path  string
+		kind  func() bool
+		want  []string // directories that are there afterwards
+		not   []string
+		err   error
+	}{
+		{name: "mkdir", links: map[string]string{"run": "/var/run"}, make: "run/a/b", want: []string{"var/run/a/b"}},
+		{name: "mkdir, upwards", links: map[string]string{"l": "../../../x/y"}, make: "l/a", want: []string{"x/y/a"}},
+		{name: "mkdir, chain", links: map[string]string{"a": "b", "b": "c/d"}, make: "a/e", want: []string{"c/d/e"}},
+		{name: "mkdir, link to itself through another", links: map[string]string{"a": "b/x", "b": "a/x"}, make: "a/e", err: unix.ELOOP},
+		{name: "on the way", links: map[string]string{"run": "/var/run"}, path: "/run/secrets/x", kind: dir, want: []string{"var/run"}, not: []string{"var/run/secrets"}},
+		{name: "a file", links: map[string]string{"resolv.conf": "run/resolve/stub"}, path: "/resolv.conf", kind: file, want: []string{"run/resolve"}, not: []string{"run/resolve/stub"}},
+		{name: "a file, chain", links: map[string]string{"f": "g", "g": "d/h"}, path: "f", kind: file, want: []string{"d"}, not: []string{"d/h"}},
+		{name: "a directory", links: map[string]string{"d": "/x/y"}, path: "d", kind: dir, want: []string{"x/y"}},
+		{name: "nothing dangles", links: map[string]string{}, path: "a/b", kind: dir, not: []string{"a"}},
+		{name: "a loop", links: map[string]string{"a": "a"}, path: "a/b", kind: dir},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			at := t.TempDir()
+			for name, target := range tt.links {
+				if err := os.Symlink(target, filepath.Join(at, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			root := open(t, at)
+			var err error
+			if tt.make != "" {
+				var f *os.File
+				if f, err = MkdirIn(root, tt.make, 0o755, Owner{}); err == nil {
+					_ = f.Close()
+				}
+			} else {
+				err = Undangle(root, tt.path, tt.kind, Owner{})
+			}
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("error %v, want %v", err, tt.err)
+			}
+			for _, p := range tt.want {
+				if st, err := os.Lstat(filepath.Join(at, p)); err != nil || !st.IsDir() {
+					t.Errorf("%s: %v", p, err)
+				}
+			}
+			for _, p := range tt.not {
+				if _, err := os.Lstat(filepath.Join(at, p)); err == nil {
+					t.Errorf("%s was made", p)
+				}
+			}
+		})
+	}
 }
