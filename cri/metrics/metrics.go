@@ -58,9 +58,9 @@ func (t *Translator) Pod(p sandbox.PodStats) *runtimev1.PodSandboxMetrics {
 	if p.Network != nil {
 		w := writer{base: []string{"", p.Cgroup, "", string(p.ID), p.Metadata.GetNamespace(), p.Metadata.GetName()}}
 		for i := range networkRows {
-			row := &networkRows[i]
+			w.row = &networkRows[i].description
 			for j := range p.Network.Interfaces {
-				w.add(&row.description, row.value(&p.Network.Interfaces[j]), p.Network.Interfaces[j].Name)
+				w.add(networkRows[i].value(&p.Network.Interfaces[j]), p.Network.Interfaces[j].Name)
 			}
 		}
 		m.Metrics = w.metrics
@@ -74,19 +74,22 @@ func (t *Translator) Pod(p sandbox.PodStats) *runtimev1.PodSandboxMetrics {
 }
 
 func (t *Translator) container(p *sandbox.PodStatus, c *sandbox.ContainerStats) *runtimev1.ContainerMetrics {
+	labels := []string{c.Metadata.GetName(), c.Cgroup, imageName(c.Image), string(c.ID), p.Metadata.GetNamespace(), p.Metadata.GetName()}
+	return &runtimev1.ContainerMetrics{ContainerId: string(c.ID), Metrics: t.values(c, labels)}
+}
+
+// values are all metrics of a container, with these values of base.
+func (t *Translator) values(c *sandbox.ContainerStats, labels []string) []*runtimev1.Metric {
 	s := source{ContainerStats: c, t: t, now: time.Now()}
-	w := writer{
-		base:    []string{c.Metadata.GetName(), c.Cgroup, imageName(c.Image), string(c.ID), p.Metadata.GetNamespace(), p.Metadata.GetName()},
-		metrics: make([]*runtimev1.Metric, 0, len(containerRows)+16),
-	}
+	w := writer{base: labels, metrics: make([]*runtimev1.Metric, 0, len(containerRows)+16)}
 	for i := range containerRows {
-		row := &containerRows[i]
-		row.values(&s, func(value uint64, labels ...string) { w.add(&row.description, value, labels...) })
+		w.row = &containerRows[i].description
+		containerRows[i].values(&s, w.add)
 	}
 	if c.Layer != nil {
 		w.stamp(c.Layer.At.UnixNano(), layerUsage)
 	}
-	return &runtimev1.ContainerMetrics{ContainerId: string(c.ID), Metrics: w.metrics}
+	return w.metrics
 }
 
 // imageName is the image as its user named it.
@@ -100,15 +103,23 @@ func imageName(s *runtimev1.ImageSpec) string {
 // writer collects metrics of one container, or of one pod.
 type writer struct {
 	base    []string // shared by all that have no labels of their own
+	row     *description
 	metrics []*runtimev1.Metric
 }
 
-func (w *writer) add(d *description, value uint64, labels ...string) {
+// add adds a value of row.
+func (w *writer) add(value uint64, labels ...string) {
 	values := w.base
 	if len(labels) > 0 {
 		values = append(values[:len(values):len(values)], labels...)
 	}
-	w.metrics = append(w.metrics, &runtimev1.Metric{Name: d.name, MetricType: d.kind, LabelValues: values, Value: &runtimev1.UInt64Value{Value: value}})
+	m := &struct {
+		metric runtimev1.Metric
+		value  runtimev1.UInt64Value
+	}{} // one piece of memory, of thousands
+	m.metric.Name, m.metric.MetricType, m.metric.LabelValues, m.metric.Value = w.row.name, w.row.kind, values, &m.value
+	m.value.Value = value
+	w.metrics = append(w.metrics, &m.metric)
 }
 
 // stamp says that the metrics of this name are of another time than now.

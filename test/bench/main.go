@@ -22,7 +22,7 @@ type part struct {
 
 var parts = []part{
 	{"start", measureStart}, {"exec", measureExec}, {"mounts", measureMounts}, {"unpack", measureUnpack}, {"logs", measureLogs},
-	{"cri", measureLife}, {"sync", measureSync}, {"memory", measureMemory},
+	{"cri", measureLife}, {"sync", measureSync}, {"memory", measureMemory}, {"stats", measureStats},
 }
 
 // options are what the command line says.
@@ -34,6 +34,7 @@ type options struct {
 	containerd string
 	criserver  string
 	pause      string
+	pods       int
 	verbose    bool
 }
 
@@ -49,6 +50,7 @@ func main() {
 	flag.StringVar(&o.containerd, "containerd", "containerd", "containerd, on PATH or with a path; ctr beside it")
 	flag.StringVar(&o.criserver, "criserver", "bin/criserver", "criserver")
 	flag.StringVar(&o.pause, "pause", "bin/pause", "pause")
+	flag.IntVar(&o.pods, "pods", 100, "pods of which statistics are measured")
 	flag.BoolVar(&o.verbose, "v", false, "show what daemons say on standard error")
 	flag.Parse()
 	if err := chosen(o.only); err != nil {
