@@ -41,24 +41,20 @@ func (s *Service) ContainerStats(id ContainerID) (ContainerStats, error) {
 	return st, nil
 }
 
-// EachContainerStats measures containers one after another, as they are asked for; it ends with ctx. What cannot be measured of
+// EachContainerStats measures containers, in their order and as they are asked for; it ends with ctx. What cannot be measured of
 // one is left out.
 func (s *Service) EachContainerStats(ctx context.Context, containers []*ContainerStatus) iter.Seq[ContainerStats] {
-	return func(yield func(ContainerStats) bool) {
-		for _, status := range containers {
-			c, err := s.container(status.ID)
-			if err != nil { // removed meanwhile
-				continue
-			}
-			st, err := c.measure(stats.Container)
-			if err != nil {
-				s.log.Warn("cannot measure a container", "container", c.id, "error", err)
-			}
-			if ctx.Err() != nil || !yield(st) {
-				return
-			}
+	return stats.InParallel(ctx, containers, func(status *ContainerStatus) (ContainerStats, bool) {
+		c, err := s.container(status.ID)
+		if err != nil { // removed meanwhile
+			return ContainerStats{}, false
 		}
-	}
+		st, err := c.measure(stats.Container)
+		if err != nil {
+			s.log.Warn("cannot measure a container", "container", c.id, "error", err)
+		}
+		return st, true
+	})
 }
 
 // PodStats measures a pod, which must be ready. The error is ErrNotFound, ErrState, or ErrInvalid if id fits several.
@@ -88,21 +84,17 @@ func (s *Service) EachPodMetrics(ctx context.Context) iter.Seq[PodStats] {
 }
 
 func (s *Service) measurePods(ctx context.Context, pods []*PodStatus, how extent) iter.Seq[PodStats] {
-	return func(yield func(PodStats) bool) {
-		for _, status := range pods {
-			p, err := s.pod(status.ID)
-			if err != nil { // removed meanwhile
-				continue
-			}
-			st, ready, err := p.measure(how)
-			if err != nil {
-				s.log.Warn("cannot measure a pod", "pod", p.id, "error", err)
-			}
-			if ctx.Err() != nil || ready && !yield(st) {
-				return
-			}
+	return stats.InParallel(ctx, pods, func(status *PodStatus) (PodStats, bool) {
+		p, err := s.pod(status.ID)
+		if err != nil { // removed meanwhile
+			return PodStats{}, false
 		}
-	}
+		st, ready, err := p.measure(how)
+		if err != nil {
+			s.log.Warn("cannot measure a pod", "pod", p.id, "error", err)
+		}
+		return st, ready
+	})
 }
 
 // measure reads what is wanted of a container. With an error, the rest is valid.

@@ -19,7 +19,7 @@ const (
 	Memory                        // usage, limit and memory.stat; v1 four files, v2 five
 	Tasks                         // how many there are; one file
 	Pressure                      // stall information of a cgroup2; three files
-	Details                       // what metrics want besides, of the kinds above, of I/O and of huge pages; v1 eleven files, v2 five, and huge pages
+	Details                       // what metrics want besides, of the kinds above, of I/O and of huge pages; v1 ten files, v2 five, and huge pages
 )
 
 // NoLimit is the value of a limit that is not set.

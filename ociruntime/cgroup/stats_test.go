@@ -194,3 +194,27 @@ func BenchmarkStats(b *testing.B) {
 		})
 	}
 }
+
+// How many files are read is said in the comments of Counters, and in package sandbox/stats.
+func TestStatsFiles(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		want   Counters
+		v1, v2 int
+	}{
+		{"rate", CPU, 1, 1}, {"container", CPU | Memory | Pressure, 5, 9}, {"pod", CPU | Memory | Pressure | Tasks, 6, 10},
+		{"metrics", CPU | Memory | Pressure | Tasks | Details, 16, 15},
+	} {
+		for files, want := range map[*[]counterFile]int{&v1CounterFiles: row.v1, &v2CounterFiles: row.v2} {
+			n := 0
+			for _, f := range *files {
+				if f.kinds&^row.want == 0 {
+					n++
+				}
+			}
+			if n != want {
+				t.Errorf("%s: %d files instead of %d", row.name, n, want)
+			}
+		}
+	}
+}
