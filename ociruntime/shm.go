@@ -76,27 +76,3 @@ func (p *Pod) detachShm() error {
 	}
 	return nil
 }
-
-// needReaper makes the shared pid namespace for a container that asks for it, unless it is there.
-func (p *Pod) needReaper(ctx context.Context) error {
-	select {
-	case <-p.turn:
-		defer func() { p.turn <- struct{}{} }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if p.sharedPID() != nil {
-		return nil
-	}
-	if err := p.startReaper(ctx); err != nil {
-		return fmt.Errorf("start PID 1 of the pod: %w", err)
-	}
-	return nil
-}
-
-// sharedPID is the shared pid namespace, nil if there is none.
-func (p *Pod) sharedPID() *os.File {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.reaper
-}
