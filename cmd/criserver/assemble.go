@@ -62,7 +62,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 	n.cri = cri.New(cri.Config{
 		Version:      versionString(),
 		CgroupDriver: driver,
-		Features:     cri.Features{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
+		Features:     cri.Features{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: userNamespaces(), MountOptions: true},
 		Recorder:     recorder,
 		Log:          log,
 		Settings:     settings,

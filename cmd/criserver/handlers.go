@@ -107,7 +107,10 @@ func (c *Config) shownHandlers() []cri.Handler {
 	var all []cri.Handler
 	for _, name := range append([]string{""}, slices.Sorted(maps.Keys(c.Handlers))...) {
 		all = append(all, cri.Handler{Name: name, RecursiveReadOnly: kernel.MountSetattr.Has(),
-			UserNamespaces: kernel.UserNamespaces.Has() && kernel.OverlayIDMappedLower.Has()})
+			UserNamespaces: userNamespaces()})
 	}
 	return all
 }
+
+// userNamespaces says whether this kernel lets pods have user namespaces, with roots that are mapped for them.
+func userNamespaces() bool { return kernel.UserNamespaces.Has() && kernel.OverlayIDMappedLower.Has() }

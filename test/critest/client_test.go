@@ -1,6 +1,7 @@
 package critest
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -90,4 +91,64 @@ func TestKubeletClient(t *testing.T) {
 	if err := runtime.RemoveContainer(ctx, id); err != nil {
 		t.Errorf("RemoveContainer: %v", err)
 	}
+}
+
+// With its gate CRIListStreaming the kubelet streams lists, and with EventedPLEG it listens to events.
+func TestKubeletClientStreams(t *testing.T) {
+	d := use(t)
+	ctx, cancel := context.WithCancel(bounded(t))
+	defer cancel()
+	runtime, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(d.socket()).WithConnectionTimeout(rpcBound).WithUseStreaming(true).Build(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = runtime.Close(context.Background()) })
+	images, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(d.socket()).WithConnectionTimeout(rpcBound).WithUseStreaming(true).Build(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = images.Close(context.Background()) })
+
+	news, begun, ended := make(chan *cri.ContainerEventResponse, 8), make(chan error, 1), make(chan error, 1)
+	go func() {
+		ended <- runtime.GetContainerEvents(ctx, news, func(stream cri.RuntimeService_GetContainerEventsClient) {
+			_, err := stream.Header()
+			begun <- err
+		})
+	}()
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	p := runPod(t, d, podNetwork)
+	c := p.start(t, idle)
+	for _, want := range []string{p.id, p.id, c.id, c.id} {
+		if e := <-news; e.GetContainerId() != want || e.GetPodSandboxStatus().GetMetadata().GetUid() != p.config.Metadata.Uid {
+			t.Errorf("event %v instead of one of %s", e, want)
+		}
+	}
+	pods, err := runtime.ListPodSandbox(ctx, nil)
+	if err != nil || len(pods) != 1 || pods[0].GetId() != p.id {
+		t.Errorf("ListPodSandbox: %v, %v", pods, err)
+	}
+	containers, err := runtime.ListContainers(ctx, &cri.ContainerFilter{PodSandboxId: p.id[:12]})
+	if err != nil || len(containers) != 1 || containers[0].GetId() != c.id {
+		t.Errorf("ListContainers: %v, %v", containers, err)
+	}
+	if all, err := runtime.ListContainers(ctx, &cri.ContainerFilter{Id: p.id}); err != nil || len(all) != 0 {
+		t.Errorf("ListContainers of none: %v, %v", all, err)
+	}
+	if list, err := images.ListImages(ctx, nil); err != nil || len(list) == 0 {
+		t.Errorf("ListImages: %v, %v", list, err)
+	}
+	if stats, err := runtime.ListContainerStats(ctx, nil); err != nil || len(stats) != 1 {
+		t.Errorf("ListContainerStats: %v, %v", stats, err)
+	}
+	if stats, err := runtime.ListPodSandboxStats(ctx, nil); err != nil || len(stats) != 1 {
+		t.Errorf("ListPodSandboxStats: %v, %v", stats, err)
+	}
+	if metrics, err := runtime.ListPodSandboxMetrics(ctx); err != nil || len(metrics) != 1 {
+		t.Errorf("ListPodSandboxMetrics: %v, %v", metrics, err)
+	}
+	cancel()
+	<-ended
 }

@@ -37,7 +37,7 @@ func TestRuntimeStatus(t *testing.T) {
 	if len(handlers) == 0 || handlers[0].GetName() != "" || handlers[0].GetFeatures() == nil {
 		t.Errorf("handlers: %v", handlers)
 	}
-	if f := r.GetFeatures(); !f.GetSupplementalGroupsPolicy() || !f.GetUserNamespacesHostNetwork() || !f.GetMountOptions() {
+	if f := r.GetFeatures(); !f.GetSupplementalGroupsPolicy() || f.GetUserNamespacesHostNetwork() != handlers[0].GetFeatures().GetUserNamespaces() || !f.GetMountOptions() {
 		t.Errorf("features: %v", f)
 	}
 	if r, err = d.runtime.Status(bounded(t), &cri.StatusRequest{Verbose: true}); err != nil {
