@@ -54,14 +54,15 @@ const (
 	localhostPrefix = "localhost/"
 )
 
-// profile returns a profile whichever field has it, and the name of that field; nil if none has.
-func profile(p *runtimev1.SecurityProfile, field, deprecated, deprecatedField string) (*runtimev1.SecurityProfile, string, error) {
+// profile returns a profile whichever field has it, the name of that field, and of the one that names a Localhost profile;
+// nil if none has.
+func profile(p *runtimev1.SecurityProfile, field, deprecated, deprecatedField string) (_ *runtimev1.SecurityProfile, name, ref string, err error) {
 	local, isLocal := strings.CutPrefix(deprecated, localhostPrefix)
 	switch {
 	case p != nil:
-		return p, securityField + field, nil
+		return p, securityField + field, securityField + field + ".localhost_ref", nil
 	case deprecated == "":
-		return nil, "", nil
+		return nil, "", "", nil
 	case deprecated == runtimeDefault || deprecated == dockerDefault:
 		p = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_RuntimeDefault}
 	case deprecated == unconfined:
@@ -69,15 +70,15 @@ func profile(p *runtimev1.SecurityProfile, field, deprecated, deprecatedField st
 	case isLocal:
 		p = &runtimev1.SecurityProfile{ProfileType: runtimev1.SecurityProfile_Localhost, LocalhostRef: local}
 	default:
-		return nil, "", invalid(securityField+deprecatedField, "unknown value %q", deprecated)
+		return nil, "", "", invalid(securityField+deprecatedField, "unknown value %q", deprecated)
 	}
-	return p, securityField + deprecatedField, nil
+	return p, securityField + deprecatedField, securityField + deprecatedField, nil
 }
 
 // seccomp does what the handler says if the request says nothing.
 func (g *generator) seccomp() error {
 	//lint:ignore SA1019 old clients set it
-	p, field, err := profile(g.security.GetSeccomp(), "seccomp", g.security.GetSeccompProfilePath(), "seccomp_profile_path")
+	p, field, ref, err := profile(g.security.GetSeccomp(), "seccomp", g.security.GetSeccompProfilePath(), "seccomp_profile_path")
 	if err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func (g *generator) seccomp() error {
 		return g.seccompDefault()
 	case runtimev1.SecurityProfile_Localhost:
 		if g.spec.Linux.Seccomp, err = loadSeccomp(p.GetLocalhostRef(), g.spec.Process.Capabilities.Bounding...); err != nil {
-			return because(field+".localhost_ref", err)
+			return because(ref, err)
 		}
 		return nil
 	default:
@@ -130,7 +131,7 @@ func (g *generator) seccompDefault() (err error) {
 // apparmor: the default profile is for hosts that have AppArmor; one that is asked for by name must be there.
 func (g *generator) apparmor() error {
 	//lint:ignore SA1019 old clients set it
-	p, field, err := profile(g.security.GetApparmor(), "apparmor", g.security.GetApparmorProfile(), "apparmor_profile")
+	p, field, ref, err := profile(g.security.GetApparmor(), "apparmor", g.security.GetApparmorProfile(), "apparmor_profile")
 	if err != nil {
 		return err
 	}
@@ -149,7 +150,7 @@ func (g *generator) apparmor() error {
 	name := strings.TrimPrefix(p.GetLocalhostRef(), localhostPrefix)
 	switch {
 	case name == "" || strings.ContainsAny(name, "\n\x00"):
-		return invalid(field+".localhost_ref", "%q is not the name of a profile", name)
+		return invalid(ref, "%q is not the name of a profile", name)
 	case host == nil:
 		return invalid(field, "profile %q is asked for, but this host has no AppArmor", name)
 	}

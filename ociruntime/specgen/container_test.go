@@ -401,6 +401,9 @@ func TestRefusals(t *testing.T) {
 		{`linux.security_context.seccomp.localhost_ref: "x.json" is not an absolute path`, func(_ in, _ cfg, s sec) { s.Seccomp = local("x.json") }},
 		{"linux.security_context.seccomp.localhost_ref: read seccomp profile: open /nowhere/x.json", func(_ in, _ cfg, s sec) { s.Seccomp = local("/nowhere/x.json") }},
 		{`linux.security_context.seccomp_profile_path: unknown value "what"`, func(_ in, _ cfg, s sec) { s.SeccompProfilePath = "what" }},
+		{"linux.security_context.seccomp_profile_path: read seccomp profile: open /nowhere/x.json", func(_ in, _ cfg, s sec) { s.SeccompProfilePath = "localhost//nowhere/x.json" }},
+		{`linux.security_context.apparmor_profile: "" is not`, func(_ in, _ cfg, s sec) { s.ApparmorProfile = "localhost/" }},
+		{`linux.security_context.apparmor_profile: profile "other" is not loaded`, func(_ in, _ cfg, s sec) { s.ApparmorProfile = "localhost/other" }},
 		{`linux.security_context.apparmor: profile "other" is not loaded`, func(_ in, _ cfg, s sec) { s.Apparmor = local("localhost/other") }},
 		{`linux.security_context.apparmor: profile "mine" is asked for, but this host has no AppArmor`, func(i in, _ cfg, s sec) {
 			i.Host.AppArmor, s.Apparmor = nil, local("mine")
