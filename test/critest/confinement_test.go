@@ -157,11 +157,13 @@ func TestSeccompDeprecatedField(t *testing.T) {
 func TestSeccompDefault(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d)
-	filtered := security(func(c *cri.LinuxContainerSecurityContext) { c.Seccomp = &cri.SecurityProfile{} })
-	admin := security(func(c *cri.LinuxContainerSecurityContext) {
-		c.Seccomp = &cri.SecurityProfile{}
+	filtered := func(c *cri.ContainerConfig) {
+		c.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{}
+		appArmor(appArmorUnconfined, "")(c) // whose default profile refuses mounts too
+	}
+	admin := both(filtered, security(func(c *cri.LinuxContainerSecurityContext) {
 		c.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
-	})
+	}))
 	const mount, hostname = "mount -t tmpfs x /tmp 2>&1; true", "hostname x 2>&1; true"
 	p.prints(t, "mount: permission denied (are you root?)\n", mount, filtered)
 	p.prints(t, "", mount, admin)
