@@ -56,6 +56,7 @@ type container struct {
 	rt      RuntimeContainer // nil before there is one, or if its pause is gone
 	stop    *stopping        // of the running process; nil: nobody wants it stopped
 	settled chan struct{}    // while starting; closed when that is over
+	pending *Limits          // the change of an update that goes on; recorded, so that a later criserver ends it
 	told    bool             // a caller knows that the start succeeded
 	known   known            // to plugins
 	dirty   bool             // an undo failed: the record must stay

@@ -60,8 +60,9 @@ type containerRecord struct {
 	LogPath      string         `json:"logPath,omitempty"`
 	StopSignal   string         `json:"stopSignal"`
 	User         User           `json:"user"`
-	Limits       *Limits        `json:"limits,omitempty"` // nil: as config has them
-	Config       []byte         `json:"config"`           // runtimev1.ContainerConfig, marshalled
+	Limits       *Limits        `json:"limits,omitempty"`  // nil: as config has them
+	Pending      *Limits        `json:"pending,omitempty"` // the change of an update that has not ended; 0 and nil: unchanged
+	Config       []byte         `json:"config"`            // runtimev1.ContainerConfig, marshalled
 }
 
 // write records the pod. mu is held, or nobody else knows the pod.
@@ -93,7 +94,7 @@ func (c *container) write(st *ContainerStatus) error {
 	return record.Write(c.recordPath(), containerRecord{
 		ID: c.id, Pod: c.p.id, Phase: c.phase, Fingerprint: c.fingerprint, CreatedAt: st.CreatedAt,
 		StartedAt: st.StartedAt, FinishedAt: st.FinishedAt, ExitCode: st.ExitCode, Reason: st.Reason, Message: st.Message, Told: c.told,
-		ImageID: st.ImageID, ImageRef: st.ImageRef, ImageVolumes: st.ImageVolumes, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Limits: &st.Limits, Config: config,
+		ImageID: st.ImageID, ImageRef: st.ImageRef, ImageVolumes: st.ImageVolumes, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Limits: &st.Limits, Pending: c.pending, Config: config,
 	})
 }
 
@@ -177,6 +178,7 @@ func (p *pod) readContainer(id ContainerID) (*container, error) {
 	spec.ImageID, spec.ImageRef, spec.ImageVolumes = r.ImageID, r.ImageRef, r.ImageVolumes
 	spec.LogPath, spec.StopSignal, spec.User = r.LogPath, r.StopSignal, r.User
 	c.phase, c.fingerprint, c.told, c.known = r.Phase, r.Fingerprint, r.Told, knownOfContainer[r.Phase]
+	c.pending = r.Pending
 	st := &ContainerStatus{ID: id, Pod: p.id, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, Limits: p.s.limitsOf(r.Limits, config), containerSpec: spec}
 	switch {

@@ -272,6 +272,7 @@ func (s *Service) adoptContainer(c *container, rt RuntimeContainer) {
 		s.ended(c, exit)
 		return
 	}
+	c.endUpdate(rt)
 	if phase == containerCreated && rt.Pid() == 0 {
 		s.creates.Adopt(containerKey(c.p.id, c.status.Load().Metadata), c.fingerprint, c.id, s.containerWork())
 		return

@@ -98,28 +98,93 @@ func (c *container) update(ctx context.Context, change ociruntime.Limits) (undo 
 		return nil, err
 	}
 	before := c.status.Load().Limits
-	after := before
+	var back func() error
+	err = stage.Run(ctx, "limits", 0, func(context.Context) (err error) {
+		back, err = c.change(rt, change)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error { return c.takeBack(ctx, back, before) }, nil
+}
+
+// change takes limits from what they are to what is asked for, all of it or nothing.
+func (c *container) change(rt RuntimeContainer, change ociruntime.Limits) (back func() error, err error) {
+	before := c.status.Load().Limits
+	todo, after, err := planLimits(before, change)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.intend(change); err != nil {
+		return nil, err
+	}
+	c.p.s.at("before update")
+	back, err = rt.Update(todo)
+	c.p.s.at("after update")
+	if err != nil {
+		return nil, errors.Join(ofLimits(err), c.desist())
+	}
+	if err := c.limit(after); err != nil {
+		return nil, errors.Join(err, back(), c.desist())
+	}
+	return back, nil
+}
+
+// planLimits says what is to be done to get from before to what change asks for, and what the limits are then.
+func planLimits(before Limits, change ociruntime.Limits) (todo ociruntime.Limits, after Limits, err error) {
+	todo, after = change, before
 	if change.Resources != nil {
-		change.Resources, after.Resources, err = limits.Plan(before.Resources, change.Resources)
+		todo.Resources, after.Resources, err = limits.Plan(before.Resources, change.Resources)
 		if err != nil {
-			return nil, fmt.Errorf("%w: linux.memory_swap_limit_in_bytes: %w", ErrInvalid, err)
+			return todo, after, fmt.Errorf("%w: linux.memory_swap_limit_in_bytes: %w", ErrInvalid, err)
 		}
 	}
 	if change.OOMScoreAdj != nil {
 		after.OOMScoreAdj = *change.OOMScoreAdj
 	}
-	var back func() error
-	err = stage.Run(ctx, "limits", 0, func(context.Context) (err error) {
-		back, err = rt.Update(change)
-		return ofLimits(err)
-	})
+	return todo, after, nil
+}
+
+// intend records what is about to be changed: killed within that, criserver ends it when it is there again. Otherwise the
+// cgroup could say something else than the status.
+func (c *container) intend(change ociruntime.Limits) error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.pending = &Limits{Resources: change.Resources}
+	if change.OOMScoreAdj != nil {
+		c.pending.OOMScoreAdj = *change.OOMScoreAdj
+	}
+	err := c.write(c.status.Load())
 	if err != nil {
-		return nil, err
+		c.pending = nil
 	}
-	if err := c.limit(after); err != nil {
-		return nil, errors.Join(err, back())
+	return err
+}
+
+// desist records that nothing is about to be changed any more.
+func (c *container) desist() error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.pending = nil
+	return c.write(c.status.Load())
+}
+
+// endUpdate ends the update in which an earlier criserver was killed.
+func (c *container) endUpdate(rt RuntimeContainer) {
+	c.p.mu.Lock()
+	pending := c.pending
+	c.p.mu.Unlock()
+	if pending == nil {
+		return
 	}
-	return func(ctx context.Context) error { return c.takeBack(ctx, back, before) }, nil
+	change := ociruntime.Limits{Resources: pending.Resources}
+	if score := pending.OOMScoreAdj; score != 0 {
+		change.OOMScoreAdj = &score
+	}
+	if _, err := c.change(rt, change); err != nil {
+		c.p.s.log.Warn("cannot end an update of limits that was interrupted", "container", c.id, "error", err)
+	}
 }
 
 // takeBack ends an update whose caller could not do what belongs to it.
@@ -147,12 +212,12 @@ func (c *container) changeable() (RuntimeContainer, error) {
 	}
 }
 
-// limit records and publishes limits. It is the door of advance for what is no change of phase.
+// limit records and publishes limits, which ends an update. It is the door of advance for what is no change of phase.
 func (c *container) limit(to Limits) error {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
 	next := *c.status.Load()
-	next.Limits = to
+	next.Limits, c.pending = to, nil
 	if err := c.write(&next); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -104,25 +105,73 @@ func TestUpdateRefused(t *testing.T) {
 	})
 }
 
-// An update that cannot be recorded is taken back.
+// An update that cannot be recorded is not made, or taken back.
 func TestUpdateThatCannotBeRecorded(t *testing.T) {
-	in(t, func(t *testing.T, m *machine) {
-		pod, id := m.made()
-		must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}, nil))
-		before, p := m.status(id), m.process(id)
-		c, err := m.s.container(id)
-		must(t, err)
-		must(t, os.Rename(c.p.dir(), c.p.dir()+".away"))
-		if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 7}, nil); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("update: %v", err)
-		}
-		if m.status(id) != before || len(p.limits) != 1 {
-			t.Errorf("after a failure %d changes are in force", len(p.limits))
-		}
-		must(t, os.Rename(c.p.dir()+".away", c.p.dir()))
-		must(t, m.s.RemovePod(t.Context(), pod))
-		m.clean()
-	})
+	for _, from := range []string{"before update", "after update", ""} {
+		in(t, func(t *testing.T, m *machine) {
+			pod, id := m.made()
+			must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5}, nil))
+			before, p := m.status(id), m.process(id)
+			c, err := m.s.container(id)
+			must(t, err)
+			away := func(boundary string) {
+				if boundary == from {
+					must(t, os.Rename(c.p.dir(), c.p.dir()+".away"))
+				}
+			}
+			m.s.boundary = away
+			away("")
+			if err := m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 7}, nil); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("no record from %q on: %v", from, err)
+			}
+			if m.status(id) != before || len(p.limits) != 1 {
+				t.Errorf("no record from %q on: %d changes are in force", from, len(p.limits))
+			}
+			must(t, os.Rename(c.p.dir()+".away", c.p.dir()))
+			must(t, m.s.RemovePod(t.Context(), pod))
+			m.clean()
+		})
+	}
+}
+
+// A criserver that is killed within an update leaves one that the next criserver ends, or none.
+func TestKilledWithinAnUpdate(t *testing.T) {
+	for _, killedAt := range []string{"before update", "before Update", "after Update", "after update"} {
+		t.Run(killedAt, func(t *testing.T) {
+			in(t, func(t *testing.T, m *machine) {
+				pod, id := m.made()
+				must(t, m.s.UpdateContainer(t.Context(), id, &cri{CpuShares: 5, OomScoreAdj: 3}, nil))
+				killed := m.s
+				at := func(boundary string) {
+					if boundary == killedAt {
+						killed.halt()
+						runtime.Goexit()
+					}
+				}
+				m.be(func(n *node) { n.at = at })
+				m.s.boundary = at
+				ctx, cancel := context.WithCancel(t.Context())
+				var wg sync.WaitGroup
+				wg.Go(func() { _ = killed.UpdateContainer(ctx, id, &cri{CpuShares: 9}, nil) })
+				synctest.Wait()
+				cancel()
+				wg.Wait()
+				m.be(func(n *node) { n.at = nil })
+				m.restart()
+				killed.Close(ctx)
+				want(t, "limits", m.status(id).Resources().String(), (&cri{CpuShares: 9, OomScoreAdj: 3}).String())
+				all := m.process(id).limits
+				want(t, "shares of the cgroup", int64(*all[len(all)-1].Resources.CPU.Shares), int64(9))
+				c, err := m.s.container(id)
+				must(t, err)
+				if c.pending != nil {
+					t.Error("the update has not ended")
+				}
+				must(t, m.s.RemovePod(t.Context(), pod))
+				m.clean()
+			})
+		})
+	}
 }
 
 // Changes of one container take turns: an update waits for the start, a removal for the update.
