@@ -58,6 +58,9 @@ var containerRPCs = []idRPC{
 	{"Exec", codes.NotFound, func(ctx context.Context, d *daemon, id string) error {
 		return errorOf(d.runtime.Exec(ctx, &cri.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true}))
 	}},
+	{"Attach", codes.NotFound, func(ctx context.Context, d *daemon, id string) error {
+		return errorOf(d.runtime.Attach(ctx, &cri.AttachRequest{ContainerId: id, Stdout: true}))
+	}},
 	{"ReopenContainerLog", codes.NotFound, func(ctx context.Context, d *daemon, id string) error {
 		return errorOf(d.runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: id}))
 	}},
@@ -198,6 +201,7 @@ func TestEmptyRequests(t *testing.T) {
 		{"Exec", "cmd", errorOf(d.runtime.Exec(ctx, &cri.ExecRequest{ContainerId: "x", Stdout: true}))},
 		{"Exec without streams", "stdin, stdout", errorOf(d.runtime.Exec(ctx, &cri.ExecRequest{ContainerId: "x", Cmd: []string{"true"}}))},
 		{"Exec with a terminal and stderr", "stderr", errorOf(d.runtime.Exec(ctx, &cri.ExecRequest{ContainerId: "x", Cmd: []string{"true"}, Tty: true, Stdout: true, Stderr: true}))},
+		{"Attach", "stdin, stdout", errorOf(d.runtime.Attach(ctx, &cri.AttachRequest{ContainerId: "x"}))},
 		{"UpdateRuntimeConfig", "runtime_config.network_config.pod_cidr", errorOf(d.runtime.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{
 			RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: "x"}}}))},
 		{"PullImage", "image", errorOf(d.images.PullImage(ctx, &cri.PullImageRequest{}))},
