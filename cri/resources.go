@@ -11,7 +11,7 @@ import (
 // ResourceService is what cri wants of sandbox.Service for limits.
 type ResourceService interface {
 	UpdateContainer(ctx context.Context, id sandbox.ContainerID, change *runtimev1.LinuxContainerResources, annotations map[string]string) error
-	UpdatePod(id sandbox.ID, overhead, resources *runtimev1.LinuxContainerResources) error
+	UpdatePod(ctx context.Context, id sandbox.ID, overhead, resources *runtimev1.LinuxContainerResources) error
 }
 
 func (h *runtimeHandlers) UpdateContainerResources(ctx context.Context, r *runtimev1.UpdateContainerResourcesRequest) (*runtimev1.UpdateContainerResourcesResponse, error) {
@@ -22,11 +22,11 @@ func (h *runtimeHandlers) UpdateContainerResources(ctx context.Context, r *runti
 	return &runtimev1.UpdateContainerResourcesResponse{}, err
 }
 
-func (h *runtimeHandlers) UpdatePodSandboxResources(_ context.Context, r *runtimev1.UpdatePodSandboxResourcesRequest) (*runtimev1.UpdatePodSandboxResourcesResponse, error) {
+func (h *runtimeHandlers) UpdatePodSandboxResources(ctx context.Context, r *runtimev1.UpdatePodSandboxResourcesRequest) (*runtimev1.UpdatePodSandboxResourcesResponse, error) {
 	if err := validateUpdatePod(r); err != nil {
 		return nil, err
 	}
-	err := h.serving().Resources.UpdatePod(sandbox.ID(r.GetPodSandboxId()), r.GetOverhead(), r.GetResources())
+	err := h.serving().Resources.UpdatePod(ctx, sandbox.ID(r.GetPodSandboxId()), r.GetOverhead(), r.GetResources())
 	return &runtimev1.UpdatePodSandboxResourcesResponse{}, err
 }
 

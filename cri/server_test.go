@@ -143,7 +143,7 @@ func (b *backend) ReopenContainerLog(_ context.Context, id sandbox.ContainerID) 
 func (b *backend) UpdateContainer(_ context.Context, id sandbox.ContainerID, r *runtimev1.LinuxContainerResources, annotations map[string]string) error {
 	return b.call("UpdateContainer %s %d %v", id, r.GetCpuShares(), annotations)
 }
-func (b *backend) UpdatePod(id sandbox.ID, overhead, resources *runtimev1.LinuxContainerResources) error {
+func (b *backend) UpdatePod(_ context.Context, id sandbox.ID, overhead, resources *runtimev1.LinuxContainerResources) error {
 	return b.call("UpdatePod %s %d %d", id, overhead.GetCpuShares(), resources.GetCpuShares())
 }
 func (b *backend) Pull(ctx context.Context, r imageservice.PullRequest) (string, error) {

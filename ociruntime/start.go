@@ -166,6 +166,9 @@ func (s *start) compile(ctx context.Context, root program.FD) (*program.Program,
 		Readonly:     linux.ReadonlyPaths,
 		CgroupNS:     hasNamespace(linux, specs.CgroupNamespace),
 		Console:      s.console,
+		Sysctls:      linux.Sysctl,
+		MemoryPolicy: linux.MemoryPolicy,
+		Personality:  linux.Personality,
 	}
 	if s.hooking != nil {
 		in.Hooks = s.hooking.in

@@ -233,7 +233,8 @@ func (b *building) plan(ctx context.Context) error { return b.p.s.plan(ctx, b) }
 func (b *building) create(ctx context.Context) error {
 	st := b.status.Load()
 	if b.spec != nil { // nobody else has seen the status yet
-		st.Limits = specLimits(b.spec)
+		u := b.spec.Process.User
+		st.Limits, st.User = specLimits(b.spec), User{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids}
 	}
 	if st.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(st.LogPath), 0o755); err != nil {

@@ -82,9 +82,13 @@ func (s *Service) expected(p *pod) {
 // described is the pod as plugins see it.
 func (p *pod) described() *nri.Pod {
 	config := p.spec.Config()
+	overhead, resources := config.GetLinux().GetOverhead(), config.GetLinux().GetResources()
+	if st := p.status.Load(); st != nil { // which a pod that is made has not
+		overhead, resources = st.Resources()
+	}
 	d := &nri.Pod{ID: string(p.id), Name: config.Metadata.Name, UID: config.Metadata.Uid, Namespace: config.Metadata.Namespace,
 		Labels: config.Labels, Annotations: config.Annotations, Handler: p.handler, CgroupParent: config.GetLinux().GetCgroupParent(),
-		Overhead: ociResources(config.GetLinux().GetOverhead()), Resources: ociResources(config.GetLinux().GetResources())}
+		Overhead: ociResources(overhead), Resources: ociResources(resources)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, ip := range p.ips {

@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
+	"github.com/criserver/criserver/ociruntime/specgen"
 	"github.com/criserver/criserver/sandbox/nri"
 )
 
@@ -87,6 +89,15 @@ func (c *container) learn(to known, from ...known) func() bool {
 	}
 }
 
+// still is the due of an event that changes nothing of what is known.
+func (c *container) still(of ...known) func() bool {
+	return func() bool {
+		c.p.mu.Lock()
+		defer c.p.mu.Unlock()
+		return slices.Contains(of, c.known)
+	}
+}
+
 // inform is that of Service, of a container.
 func (c *container) inform(ctx context.Context, name string, due func() bool, event func(context.Context, *nri.Plugins, *nri.Pod, *nri.Container) error) {
 	c.p.s.inform(ctx, name, string(c.id), due, func(ctx context.Context, plugins *nri.Plugins) error {
@@ -96,15 +107,26 @@ func (c *container) inform(ctx context.Context, name string, due func() bool, ev
 
 // adjust asks what is to be changed of the container that is made, and of others for its sake.
 func (b *building) adjust(ctx context.Context) error {
+	var adjustment *nri.Adjustment
 	var updates []nri.Update
 	err := b.p.s.ask(b.learn(knownMade, knownNothing), func(plugins *nri.Plugins) (err error) {
-		_, updates, err = plugins.Create(ctx, b.p.described(), b.described(b.spec))
+		adjustment, updates, err = plugins.Create(ctx, b.p.described(), b.described(b.spec))
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	b.p.s.updateFor(ctx, updates)
+	if adjustment == nil {
+		return nil
+	}
+	host := nri.Host{BlockIO: b.p.s.blockIOOf, Sysctls: func(asked map[string]string) error { return specgen.CheckSysctls(b.pod, asked) }}
+	if devices := b.p.s.config.CDI; devices != nil {
+		host.CDI = devices.Inject
+	}
+	if err := adjustment.Apply(b.spec, host); err != nil {
+		return fmt.Errorf("adjustment by plugins: %w", err)
+	}
 	return nil
 }
 
@@ -117,7 +139,7 @@ func (b *building) unmade(ctx context.Context) error {
 
 // informCreated has the turn.
 func (c *container) informCreated(ctx context.Context) {
-	c.inform(ctx, "PostCreateContainer", c.learn(knownMade, knownMade), func(ctx context.Context, plugins *nri.Plugins, pod *nri.Pod, d *nri.Container) error {
+	c.inform(ctx, "PostCreateContainer", c.still(knownMade), func(ctx context.Context, plugins *nri.Plugins, pod *nri.Pod, d *nri.Container) error {
 		return plugins.PostCreate(ctx, pod, d)
 	})
 }
@@ -131,7 +153,7 @@ func (c *container) askStart(ctx context.Context) error {
 
 // informStarted has the turn.
 func (c *container) informStarted(ctx context.Context) {
-	c.inform(ctx, "PostStartContainer", c.learn(knownRunning, knownRunning), func(ctx context.Context, plugins *nri.Plugins, pod *nri.Pod, d *nri.Container) error {
+	c.inform(ctx, "PostStartContainer", c.still(knownRunning), func(ctx context.Context, plugins *nri.Plugins, pod *nri.Pod, d *nri.Container) error {
 		return plugins.PostStart(ctx, pod, d)
 	})
 }

@@ -74,12 +74,7 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 	if b.spec.Linux.Resources.BlockIO, err = s.blockIO(b.config, p.spec.Annotations); err != nil {
 		return err
 	}
-	if err := s.injectDevices(b); err != nil {
-		return err
-	}
-	u := b.spec.Process.User
-	b.status.Load().User = User{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids} // nobody else has seen it yet
-	return nil
+	return s.injectDevices(b)
 }
 
 // namespaces are where the container's come from, for who reads its spec; the runtime knows them.
@@ -105,10 +100,7 @@ func (s *Service) injectDevices(b *building) error {
 		return fmt.Errorf("%w: container config: %w", ErrInvalid, err)
 	}
 	names = cdi.Distinct(names, annotated)
-	if len(names) == 0 {
-		return nil
-	}
-	if s.config.CDI == nil {
+	if len(names) > 0 && s.config.CDI == nil {
 		return fmt.Errorf("%w: container config: CDI_devices: %s asked for, but CDI is not configured", ErrInvalid, names[0])
 	}
 	return s.config.CDI.Inject(b.spec, names)

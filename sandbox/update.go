@@ -75,8 +75,7 @@ func (s *Service) UpdateContainer(ctx context.Context, id ContainerID, change *r
 	}
 	key := string(c.id) + " update " + strconv.FormatUint(s.lastUpdate.Add(1), 10) // each is one of its own; they take turns
 	return join(ctx, s.updates, key, func(ctx context.Context) error {
-		_, err := c.update(ctx, todo)
-		return err
+		return c.updateAsked(ctx, todo)
 	})
 }
 

@@ -268,18 +268,18 @@ func TestUpdatePod(t *testing.T) {
 		}
 		look(&cri{CpuShares: 2}, nil)
 		calls := len(m.calls)
-		must(t, m.s.UpdatePod(pod, nil, &cri{CpuQuota: 5}))
+		must(t, m.s.UpdatePod(t.Context(), pod, nil, &cri{CpuQuota: 5}))
 		look(&cri{CpuShares: 2}, &cri{CpuQuota: 5})
 		m.restart()
 		look(&cri{CpuShares: 2}, &cri{CpuQuota: 5})
-		must(t, m.s.UpdatePod(pod, &cri{CpuShares: 9}, nil))
+		must(t, m.s.UpdatePod(t.Context(), pod, &cri{CpuShares: 9}, nil))
 		look(&cri{CpuShares: 9}, &cri{CpuQuota: 5})
 		for _, call := range m.calls[calls:] {
 			if call != "GC" {
 				t.Errorf("an update of a pod does %s", call)
 			}
 		}
-		if err := m.s.UpdatePod(ID(newID()), nil, nil); !errors.Is(err, ErrNotFound) {
+		if err := m.s.UpdatePod(t.Context(), ID(newID()), nil, nil); !errors.Is(err, ErrNotFound) {
 			t.Errorf("update of a pod that is not there: %v", err)
 		}
 		must(t, m.s.RemovePod(t.Context(), pod))

@@ -1,6 +1,8 @@
 package sandbox
 
 import (
+	"context"
+
 	"google.golang.org/protobuf/proto"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -21,11 +23,23 @@ func (st *PodStatus) Resources() (overhead, resources *runtimev1.LinuxContainerR
 }
 
 // UpdatePod takes note of other resources of a pod; nil leaves them as they are. They are recorded before it returns.
-func (s *Service) UpdatePod(id ID, overhead, resources *runtimev1.LinuxContainerResources) error {
+func (s *Service) UpdatePod(ctx context.Context, id ID, overhead, resources *runtimev1.LinuxContainerResources) error {
 	p, err := s.pod(id)
 	if err != nil {
 		return err
 	}
+	if err := p.askUpdate(ctx, overhead, resources); err != nil {
+		return err
+	}
+	if err := p.note(overhead, resources); err != nil {
+		return err
+	}
+	p.informUpdated(ctx)
+	return nil
+}
+
+// note records and publishes other resources.
+func (p *pod) note(overhead, resources *runtimev1.LinuxContainerResources) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.updated

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime/program"
@@ -20,9 +21,12 @@ type Container struct {
 	Mounts       []Mount // parents first
 	Masked       []string
 	Readonly     []string
-	CgroupNS     bool   // a cgroup namespace whose root is the leaf
-	Console      bool   // the terminal also appears as /dev/console
-	Hooks        *Hooks // nil: none
+	CgroupNS     bool                     // a cgroup namespace whose root is the leaf
+	Console      bool                     // the terminal also appears as /dev/console
+	Hooks        *Hooks                   // nil: none
+	Sysctls      map[string]string        // of the pod's namespaces; dotted or slashed names
+	MemoryPolicy *specs.LinuxMemoryPolicy // nil: the kernel's
+	Personality  *specs.LinuxPersonality  // nil: the kernel's
 }
 
 // execCalls is about what an exec comes to: half of it are capabilities to drop.
@@ -33,6 +37,9 @@ func Start(c Container) (*program.Program, error) {
 	b := program.New().Grow(execCalls + 12*len(c.Mounts) + 4*len(c.Readonly) + 6*len(c.Masked))
 	p := process{Process: c.Process, b: b}
 	if err := p.prepare(); err != nil {
+		return nil, err
+	}
+	if err := c.own(b); err != nil {
 		return nil, err
 	}
 	if c.CgroupNS {
@@ -122,10 +129,28 @@ func (boot Boot) Compile() (*program.Program, error) {
 	if boot.Loopback {
 		loopbackUp(b)
 	}
-	for _, key := range slices.Sorted(maps.Keys(boot.Sysctls)) {
-		writeFile(b, "set sysctl "+key+" to "+boot.Sysctls[key], ProcDir+"/sys/"+sysctlPath(key), boot.Sysctls[key])
-	}
+	setSysctls(b, boot.Sysctls)
 	return b.Build()
+}
+
+// own sets what containers seldom ask for.
+func (c Container) own(b *program.Builder) error {
+	setSysctls(b, c.Sysctls)
+	if c.MemoryPolicy != nil {
+		if err := setMemoryPolicy(b, c.MemoryPolicy); err != nil {
+			return err
+		}
+	}
+	if c.Personality != nil {
+		return setPersonality(b, c.Personality)
+	}
+	return nil
+}
+
+func setSysctls(b *program.Builder, all map[string]string) {
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		writeFile(b, "set sysctl "+key+" to "+all[key], ProcDir+"/sys/"+sysctlPath(key), all[key])
+	}
 }
 
 // sysctlPath translates both spellings of a key; in the one with slashes a dot is part of a name.

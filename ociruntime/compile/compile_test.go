@@ -105,6 +105,14 @@ func TestGolden(t *testing.T) {
 			c.RootReadonly = true
 			c.Mounts = c.Mounts[:1]
 		}},
+		{"scheduling", func(c *Container) {
+			c.Mounts = nil
+			c.Spec.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Nice: -3, Flags: []specs.LinuxSchedulerFlag{specs.SchedFlagResetOnFork}}
+			c.Spec.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
+			c.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolInterleave, Nodes: "0-1,65", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes}}
+			c.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
+			c.Sysctls = map[string]string{"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.1/forwarding": "0"}
+		}},
 		{"absolute-executable", func(c *Container) { c.Spec.Args = []string{"/bin/true"} }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -200,6 +208,42 @@ func TestCandidates(t *testing.T) {
 	} {
 		if d := cmp.Diff(tt.want, candidates(tt.name, tt.env)); d != "" {
 			t.Errorf("candidates(%q, %q):\n%s", tt.name, tt.env, d)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for _, test := range []struct {
+		change func(*specs.Spec)
+		want   string // "": in order
+	}{
+		{func(*specs.Spec) {}, ""},
+		{func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_FAIR"} }, "process.scheduler.policy: unknown"},
+		{func(s *specs.Spec) {
+			s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedRR, Flags: []specs.LinuxSchedulerFlag{"X"}}
+		}, "process.scheduler.flags"},
+		{func(s *specs.Spec) {
+			s.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_RT, Priority: 8}
+		}, "process.ioPriority"},
+		{func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{Class: "x"} }, "process.ioPriority"},
+		{func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: "x"} }, "linux.memoryPolicy.mode"},
+		{func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolLocal} }, ""},
+		{func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "3-1"}
+		}, "linux.memoryPolicy.nodes"},
+		{func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "1024"}
+		}, "linux.memoryPolicy.nodes"},
+		{func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0", Flags: []specs.MemoryPolicyFlagType{"x"}}
+		}, "linux.memoryPolicy.flags"},
+		{func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "BSD"} }, "linux.personality"},
+	} {
+		spec := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}
+		test.change(spec)
+		err := Check(spec)
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("error %v, want one with %q", err, test.want)
 		}
 	}
 }

@@ -54,6 +54,9 @@ func (p process) prepare() error {
 	if adj := cmp.Or(p.Spec.OOMScoreAdj, p.OOMScoreAdj); adj != nil {
 		p.oomScore(*adj)
 	}
+	if err := p.priorities(); err != nil {
+		return err
+	}
 	if l := p.Spec.ApparmorProfile; l != "" {
 		p.writeFile("set AppArmor profile "+l, ProcDir+"/thread-self/attr/apparmor/exec", "exec "+l)
 	}

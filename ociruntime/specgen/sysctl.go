@@ -12,7 +12,6 @@ import (
 // programs do that are not root: listen on any port and send pings. Keys are dotted, unless a name (of an interface) has a
 // dot itself: then they have slashes. Parameters of the node are refused.
 func PodSysctls(pod *runtimev1.PodSandboxConfig, h *Handler) (map[string]string, error) {
-	const field = "linux.sysctls"
 	ns := podNamespaces(pod)
 	all := make(map[string]string)
 	if ns.GetNetwork() != runtimev1.NamespaceMode_NODE {
@@ -24,35 +23,44 @@ func PodSysctls(pod *runtimev1.PodSandboxConfig, h *Handler) (map[string]string,
 			all["net.ipv4.ping_group_range"] = "0 2147483647"
 		}
 	}
-	asked := pod.GetLinux().GetSysctls()
+	return all, addSysctls(all, "linux.sysctls", pod.GetLinux().GetSysctls(), ns)
+}
+
+// CheckSysctls refuses kernel parameters that are not the pod's, which somebody else than the kubelet asks for.
+func CheckSysctls(pod *runtimev1.PodSandboxConfig, asked map[string]string) error {
+	return addSysctls(make(map[string]string), "linux.sysctl", asked, podNamespaces(pod))
+}
+
+// addSysctls adds what is asked for to all.
+func addSysctls(all map[string]string, field string, asked map[string]string, ns *runtimev1.NamespaceOption) error {
 	spelt := make(map[string]string)
 	for _, key := range slices.Sorted(maps.Keys(asked)) {
-		parts, err := sysctlParts(key)
+		parts, err := sysctlParts(field, key)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		name := strings.Join(parts, ".")
 		if strings.Contains(strings.Join(parts, ""), ".") {
 			name = strings.Join(parts, "/")
 		}
 		if other, ok := spelt[name]; ok {
-			return nil, invalid(field, "%q and %q are the same", other, key)
+			return invalid(field, "%q and %q are the same", other, key)
 		}
 		spelt[name] = key
 		if reason := notOfPod(parts, ns); reason != "" {
-			return nil, invalid(field, "%q %s", key, reason)
+			return invalid(field, "%q %s", key, reason)
 		}
 		if strings.ContainsAny(asked[key], "\x00\n") {
-			return nil, invalid(field, "value of %q is not one line", key)
+			return invalid(field, "value of %q is not one line", key)
 		}
 		all[name] = asked[key]
 	}
-	return all, nil
+	return nil
 }
 
 // sysctlParts understands both spellings: the separator that comes first tells which it is; in the other one's place
 // stands a character of a name.
-func sysctlParts(key string) ([]string, error) {
+func sysctlParts(field, key string) ([]string, error) {
 	separator, other := ".", "/"
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '/' {
 		separator, other = other, separator
@@ -63,12 +71,12 @@ func sysctlParts(key string) ([]string, error) {
 			p = strings.ReplaceAll(p, other, ".")
 		}
 		if p == "" || p == "." || p == ".." || strings.ContainsAny(p, "/\x00") {
-			return nil, invalid("linux.sysctls", "%q is not the name of a kernel parameter", key)
+			return nil, invalid(field, "%q is not the name of a kernel parameter", key)
 		}
 		parts[i] = p
 	}
 	if len(parts) < 2 {
-		return nil, invalid("linux.sysctls", "%q is not the name of a kernel parameter", key)
+		return nil, invalid(field, "%q is not the name of a kernel parameter", key)
 	}
 	return parts, nil
 }

@@ -24,8 +24,6 @@ type Update struct {
 // Check says what of u cannot be changed.
 func (u Update) Check() error {
 	switch {
-	case u.BlockIOClass != nil:
-		return fmt.Errorf("linux.resources.blockio_class: %q: no class is configured", *u.BlockIOClass)
 	case u.RDTClass != nil:
 		return fmt.Errorf("linux.resources.rdt_class: %q: this runtime does not set Intel RDT", *u.RDTClass)
 	case u.Resources != nil && len(u.Resources.Devices) > 0:
