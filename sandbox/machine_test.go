@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime/specgen"
@@ -57,7 +58,10 @@ func (m *machine) service(boundary func(string)) *Service {
 		m.t.Fatal(err)
 	}
 	s.netns = namespaces{pin: m.pin, unpin: m.unpin}
-	s.plan = func(context.Context, *building) error { return nil }
+	s.plan = func(_ context.Context, b *building) error {
+		b.spec = &specs.Spec{Process: &specs.Process{Args: b.config.Command}, Linux: &specs.Linux{Resources: &specs.LinuxResources{}}}
+		return nil
+	}
 	s.boundary = boundary
 	return s
 }

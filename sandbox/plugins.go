@@ -125,7 +125,7 @@ func (b *building) adjust(ctx context.Context) error {
 		host.CDI = devices.Inject
 	}
 	if err := adjustment.Apply(b.spec, host); err != nil {
-		return fmt.Errorf("adjustment by plugins: %w", err)
+		return fmt.Errorf("adjustment by plugins: %v", err) // whatever it is, the caller's request is not invalid
 	}
 	return nil
 }

@@ -95,12 +95,11 @@ func removed[T any](all []T, key string, of func(T) string) []T {
 }
 
 func environment(env []string, changes []*api.KeyValue) []string {
-	name := func(e string) string { key, _, _ := strings.Cut(e, "="); return key }
 	for _, c := range changes {
 		if key, remove := c.IsMarkedForRemoval(); remove {
-			env = removed(env, key, name)
+			env = removed(env, key, variable)
 		} else {
-			env = replaced(env, c.Key+"="+c.Value, name)
+			env = replaced(env, c.Key+"="+c.Value, variable)
 		}
 	}
 	return env

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -74,11 +76,30 @@ func (p *Plugins) RemovePod(ctx context.Context, pod *Pod) error {
 
 // Create is told before a container is made, whose spec is complete. It returns what is to be changed of it, and others.
 func (p *Plugins) Create(ctx context.Context, pod *Pod, c *Container) (*Adjustment, []Update, error) {
-	response, err := p.adaptation.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod.api(), Container: c.api()})
+	request := &api.CreateContainerRequest{Pod: pod.api(), Container: c.api()}
+	env := request.Container.Env
+	response, err := p.adaptation.CreateContainer(ctx, request)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Adjustment{response.GetAdjust()}, fromUpdates(response.GetUpdate()), nil
+	adjust := response.GetAdjust()
+	adjust.Env = append(removals(env, request.Container.Env), adjust.GetEnv()...)
+	return &Adjustment{adjust}, fromUpdates(response.GetUpdate()), nil
+}
+
+// removals marks the variables that plugins removed, which the library only takes out of what the next plugin sees.
+func removals(before, after []string) (marks []*api.KeyValue) {
+	for _, e := range before {
+		if name := variable(e); !slices.ContainsFunc(after, func(a string) bool { return variable(a) == name }) {
+			marks = append(marks, &api.KeyValue{Key: api.MarkForRemoval(name)})
+		}
+	}
+	return marks
+}
+
+func variable(e string) string {
+	name, _, _ := strings.Cut(e, "=")
+	return name
 }
 
 // PostCreate is told when a container is made.
