@@ -63,9 +63,9 @@ func (h *runtimeHandlers) Status(_ context.Context, r *runtimev1.StatusRequest) 
 	return response, nil
 }
 
-// describe adds to the status of the runtime what containerd's has, under its names.
+// describe adds to the status of the runtime what containerd's has, under its names, and how many goroutines there are.
 func (s *Server) describe(info map[string]string) error {
-	texts := map[string]any{"golang": goruntime.Version()}
+	texts := map[string]any{"golang": goruntime.Version(), "goroutines": goruntime.NumGoroutine()}
 	if services := s.serving(); services != nil {
 		texts["cniconfig"], info["lastCNILoadStatus"] = services.Network.Inspect()
 	}
