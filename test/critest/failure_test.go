@@ -26,8 +26,8 @@ import (
 // Every fault of a request is InvalidArgument and named by its field.
 func TestBadPods(t *testing.T) {
 	d := use(t)
-	sysctl := func(name string) func(*cri.PodSandboxConfig) {
-		return func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{name: "1"} }
+	setTo := func(name, value string) func(*cri.PodSandboxConfig) {
+		return func(c *cri.PodSandboxConfig) { c.Linux.Sysctls = map[string]string{name: value} }
 	}
 	for _, row := range []struct {
 		name   string
@@ -49,9 +49,9 @@ func TestBadPods(t *testing.T) {
 			c.PortMappings = []*cri.PortMapping{{HostPort: 70000, ContainerPort: 80}}
 		}, "config.port_mappings[0].host_port"},
 		{"cgroup parent", func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = "/a/../../b" }, "config.linux.cgroup_parent"},
-		{"sysctl of the host", sysctl("vm.swappiness"), "config.linux.sysctls"},
-		{"network sysctl on the host network", sysctl("net.ipv4.ip_forward"), "config.linux.sysctls"},
-		{"sysctl out of bounds", sysctl("net/../kernel/panic"), "config.linux.sysctls"},
+		{"sysctl of the host", setTo("vm.swappiness", sysctl(t, "vm/swappiness")), "config.linux.sysctls"},
+		{"network sysctl on the host network", setTo("net.ipv4.ip_forward", sysctl(t, "net/ipv4/ip_forward")), "config.linux.sysctls"},
+		{"sysctl out of bounds", setTo("net/../kernel/panic", sysctl(t, "kernel/panic")), "config.linux.sysctls"},
 		{"pid TARGET", func(c *cri.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_TARGET
 		}, "namespace_options.pid"},

@@ -238,7 +238,8 @@ func inUserNamespace(options *cri.UserNamespace) func(*cri.ContainerConfig) {
 	})
 }
 
-// Sysctls that the kernel refuses, or that are not the pod's, leave nothing behind.
+// Sysctls that the kernel refuses, or that are not the pod's, leave nothing behind. Those of the host are asked for with the
+// value that they have, so that a criserver that is wrong does no harm.
 func TestSysctlsRefused(t *testing.T) {
 	d := use(t)
 	ipc := func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Ipc = ofNode }
@@ -249,14 +250,14 @@ func TestSysctlsRefused(t *testing.T) {
 		code       codes.Code
 		text       string
 	}{
-		{"host's network", nil, "net.core.somaxconn", "1", codes.InvalidArgument, "config.linux.sysctls"},
-		{"host's network, as a path", nil, "net/core/somaxconn", "1", codes.InvalidArgument, "config.linux.sysctls"},
-		{"host's ipc", ipc, "kernel.shmmax", "1", codes.InvalidArgument, "config.linux.sysctls"},
-		{"host's ipc, semaphores", ipc, "kernel.sem", "1", codes.InvalidArgument, "config.linux.sysctls"},
-		{"host's ipc, queues", ipc, "fs/mqueue/msg_max", "1", codes.InvalidArgument, "config.linux.sysctls"},
-		{"of the node", podNetwork, "vm.overcommit_memory", "1", codes.InvalidArgument, "config.linux.sysctls"},
+		{"host's network", nil, "net.core.somaxconn", sysctl(t, "net/core/somaxconn"), codes.InvalidArgument, "config.linux.sysctls"},
+		{"host's network, as a path", nil, "net/core/somaxconn", sysctl(t, "net/core/somaxconn"), codes.InvalidArgument, "config.linux.sysctls"},
+		{"host's ipc", ipc, "kernel.shmmax", sysctl(t, "kernel/shmmax"), codes.InvalidArgument, "config.linux.sysctls"},
+		{"host's ipc, semaphores", ipc, "kernel.sem", sysctl(t, "kernel/sem"), codes.InvalidArgument, "config.linux.sysctls"},
+		{"host's ipc, queues", ipc, "fs/mqueue/msg_max", sysctl(t, "fs/mqueue/msg_max"), codes.InvalidArgument, "config.linux.sysctls"},
+		{"of the node", podNetwork, "vm.overcommit_memory", sysctl(t, "vm/overcommit_memory"), codes.InvalidArgument, "config.linux.sysctls"},
 		{"looks like the pod's", podNetwork, "kernel.msgnosuch", "1", codes.InvalidArgument, "linux.sysctls"},
-		{"out of the directory", podNetwork, "net.ipv4.././../kernel/panic", "1", codes.InvalidArgument, "linux.sysctls"},
+		{"out of the directory", podNetwork, "net.ipv4.././../kernel/panic", sysctl(t, "kernel/panic"), codes.InvalidArgument, "linux.sysctls"},
 		{"the same twice", podNetwork, "net/ipv4/ip_forward", "1", codes.InvalidArgument, "are the same"},
 		{"a second line", podNetwork, "net.core.somaxconn", "1\n2", codes.InvalidArgument, "is not one line"},
 		{"absent", podNetwork, "net.ipv4.nosuch", "1", codes.Unknown, "set sysctl net.ipv4.nosuch to 1: no such file or directory"},
@@ -276,4 +277,14 @@ func TestSysctlsRefused(t *testing.T) {
 			refused(t, err, row.code, row.text)
 		})
 	}
+}
+
+// sysctl is what the host has.
+func sysctl(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
 }
