@@ -14,9 +14,10 @@ import (
 
 // Settings are what can change while a Service works; see Configure.
 type Settings struct {
-	Handlers map[string]*specgen.Handler // runtime handlers by name, the empty one among them. nil: that one, as specgen.DefaultHandler
-	BlockIO  string                      // file of classes of block I/O; "": there are none
-	LineMax  int                         // bytes of content in a log record; 0: 16 KiB
+	Handlers     map[string]*specgen.Handler // runtime handlers by name, the empty one among them. nil: that one, as specgen.DefaultHandler
+	BlockIO      string                      // file of classes of block I/O; "": there are none
+	RejectAbsent []string                    // sources of mounts that are not made where they are missing
+	LineMax      int                         // bytes of content in a log record; 0: 16 KiB
 }
 
 // settled fills in what settings leave open.

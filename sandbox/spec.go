@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -48,7 +50,7 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 		if m.HostPath == "" { // an image
 			continue
 		}
-		if err := s.sources.Make(ctx, m.HostPath); err != nil {
+		if err := s.seeToSource(ctx, m.HostPath); err != nil {
 			return fmt.Errorf("host_path %s of the mount on %s: %w", m.HostPath, m.ContainerPath, err)
 		}
 	}
@@ -75,6 +77,18 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 		return err
 	}
 	return s.injectDevices(b)
+}
+
+// seeToSource makes a mount's source where there is none yet, but for those that must not become directories.
+func (s *Service) seeToSource(ctx context.Context, path string) error {
+	if !slices.Contains(s.settings.Load().RejectAbsent, filepath.Clean(path)) {
+		return s.sources.Make(ctx, path)
+	}
+	err := s.sources.Find(ctx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: it does not exist, and must not be made a directory: %w", ErrInvalid, err)
+	}
+	return err
 }
 
 // namespaces are where the container's come from, for who reads its spec; the runtime knows them.

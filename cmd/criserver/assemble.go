@@ -120,7 +120,7 @@ func (n *node) assembleCDI() (*cdi.Registry, error) {
 
 // podSettings are what pods and containers go by and a reload may change.
 func (c *Config) podSettings() sandbox.Settings {
-	return sandbox.Settings{Handlers: c.handlers(), BlockIO: c.BlockIO, LineMax: c.Container.LogLineMax}
+	return sandbox.Settings{Handlers: c.handlers(), BlockIO: c.BlockIO, LineMax: c.Container.LogLineMax, RejectAbsent: c.Container.RejectAbsent}
 }
 
 // rpcSettings are what the RPCs go by and a reload may change.

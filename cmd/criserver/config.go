@@ -43,7 +43,8 @@ type Log struct {
 
 // Container configures containers.
 type Container struct {
-	LogLineMax int `toml:"log_line_max" comment:"Bytes of one line of container output; longer ones are split and marked partial."`
+	RejectAbsent []string `toml:"absent_mount_sources_to_reject" comment:"Sources of mounts that must exist. Any other that is missing is made as a directory, which would harm where a file is expected: /etc/hostname."`
+	LogLineMax   int      `toml:"log_line_max" comment:"Bytes of one line of container output; longer ones are split and marked partial."`
 }
 
 // CDI says where devices are described.
@@ -127,7 +128,7 @@ func defaultConfig() Config {
 		PauseCgroup:  "pod",
 		CertsDirs:    []string{"/etc/criserver/certs.d", "/etc/containerd/certs.d"},
 		Log:          Log{Level: "info", Format: "text", Slow: Duration(2 * time.Second)},
-		Container:    Container{LogLineMax: 16384},
+		Container:    Container{RejectAbsent: []string{}, LogLineMax: 16384},
 		CDI:          CDI{SpecDirs: cdi.DefaultDirs()},
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},

@@ -50,6 +50,7 @@ func validate(c *Config) []string {
 		absolute("blockio", c.BlockIO)
 	}
 	absolute("certs_dirs", c.CertsDirs...)
+	absolute("container.absent_mount_sources_to_reject", c.Container.RejectAbsent...)
 	absolute("cdi.spec_dirs", c.CDI.SpecDirs...)
 	absolute("cni.conf_dir", c.CNI.ConfDir)
 	if c.CNI.ConfTemplate != "" {
@@ -148,6 +149,12 @@ func (c *Config) settle() {
 	c.Root, c.State = filepath.Clean(c.Root), filepath.Clean(c.State)
 	if c.CertsDirs == nil {
 		c.CertsDirs = []string{}
+	}
+	if c.Container.RejectAbsent == nil {
+		c.Container.RejectAbsent = []string{}
+	}
+	for i, path := range c.Container.RejectAbsent {
+		c.Container.RejectAbsent[i] = filepath.Clean(path)
 	}
 	if c.CDI.SpecDirs == nil {
 		c.CDI.SpecDirs = []string{}

@@ -17,7 +17,7 @@ import (
 )
 
 // reloadable are the keys whose change needs no restart; a table stands for all that is in it.
-var reloadable = []string{"blockio", "certs_dirs", "log.level", "log.slow", "container.log_line_max", "cdi.spec_dirs", "images.pinned", "handlers"}
+var reloadable = []string{"blockio", "certs_dirs", "log.level", "log.slow", "container.absent_mount_sources_to_reject", "container.log_line_max", "cdi.spec_dirs", "images.pinned", "handlers"}
 
 // reloads is what a node needs to take another configuration while it serves.
 type reloads struct {

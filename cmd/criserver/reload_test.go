@@ -22,12 +22,13 @@ func TestMerge(t *testing.T) {
 	}{
 		{name: "nothing", change: func(*Config) {}},
 		{name: "all that can be reloaded", change: func(c *Config) {
+			c.Container.RejectAbsent = []string{"/etc/hostname"}
 			c.CertsDirs, c.Log.Level, c.Log.Slow, c.Container.LogLineMax = []string{"/x"}, "debug", Duration(time.Hour), 512
 			c.CDI.SpecDirs, c.Images.Pinned = []string{"/cdi"}, []string{"pause"}
 			h := defaultHandlerConfig()
 			h.PidsLimit = 7
 			c.Handlers = map[string]Handler{"default": h}
-		}, changed: []string{"certs_dirs", "log.level", "log.slow", "container.log_line_max", "cdi.spec_dirs", "images.pinned", "handlers"}},
+		}, changed: []string{"certs_dirs", "log.level", "log.slow", "container.absent_mount_sources_to_reject", "container.log_line_max", "cdi.spec_dirs", "images.pinned", "handlers"}},
 		{name: "some of both", change: func(c *Config) { c.Root, c.Log.Level, c.Security.SELinux = "/y", "warn", "off" },
 			changed: []string{"log.level"}, restart: []string{"root", "security.selinux"}},
 		{name: "CDI switched off", change: func(c *Config) { c.CDI.SpecDirs = []string{} }, restart: []string{"cdi.spec_dirs"}},

@@ -17,10 +17,16 @@ const sourceBound = 20 * time.Second
 // costs one thread however often it is asked: who asks for the same path waits for the same answer. The zero value is
 // ready for use.
 type Sources struct {
-	look func(path string) error // replaced by tests
+	look func(path string, absent bool) error // replaced by tests
 
 	mu     sync.Mutex
-	asking map[string]*answer
+	asking map[question]*answer
+}
+
+// question is about one source; absent: it is made if it is not there.
+type question struct {
+	path   string
+	absent bool
 }
 
 // answer is that of a file system.
@@ -31,9 +37,18 @@ type answer struct {
 
 // Make sees to one source. It gives up with ctx or after sourceBound.
 func (s *Sources) Make(ctx context.Context, path string) error {
+	return s.see(ctx, question{path, true})
+}
+
+// Find wants a source to be there already; the error is fs.ErrNotExist if it is not.
+func (s *Sources) Find(ctx context.Context, path string) error {
+	return s.see(ctx, question{path, false})
+}
+
+func (s *Sources) see(ctx context.Context, q question) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, sourceBound, fmt.Errorf("its file system has not answered for %s", sourceBound))
 	defer cancel()
-	a := s.ask(path)
+	a := s.ask(q)
 	select {
 	case <-a.done:
 		return a.err
@@ -42,36 +57,36 @@ func (s *Sources) Make(ctx context.Context, path string) error {
 	}
 }
 
-// ask begins to make a path unless that is under way.
-func (s *Sources) ask(path string) *answer {
+// ask begins to see to a source unless that is under way.
+func (s *Sources) ask(q question) *answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a := s.asking[path]; a != nil {
+	if a := s.asking[q]; a != nil {
 		return a
 	}
 	if s.asking == nil {
-		s.asking = map[string]*answer{}
+		s.asking = map[question]*answer{}
 	}
 	look := s.look
 	if look == nil {
 		look = makeSource
 	}
 	a := &answer{done: make(chan struct{})}
-	s.asking[path] = a
+	s.asking[q] = a
 	go func() {
-		a.err = look(path)
+		a.err = look(q.path, q.absent)
 		s.mu.Lock()
-		delete(s.asking, path)
+		delete(s.asking, q)
 		s.mu.Unlock()
 		close(a.done)
 	}()
 	return a
 }
 
-// makeSource makes a directory at path if nothing is there.
-func makeSource(path string) error {
+// makeSource makes a directory at path if nothing is there and it may be absent.
+func makeSource(path string, absent bool) error {
 	_, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if absent && errors.Is(err, fs.ErrNotExist) {
 		err = os.MkdirAll(path, 0o755)
 	}
 	return err

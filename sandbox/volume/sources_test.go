@@ -29,7 +29,7 @@ func TestDeadFileSystemCostsOneThread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		alive := make(chan struct{})
-		look := func(string) error {
+		look := func(string, bool) error {
 			calls.Add(1)
 			<-alive
 			return nil
@@ -55,11 +55,12 @@ func TestDeadFileSystemCostsOneThread(t *testing.T) {
 
 func TestMakeSource(t *testing.T) {
 	dir := t.TempDir()
-	must(t, makeSource(dir+"/a/b"))
+	must(t, makeSource(dir+"/a/b", true))
 	st, err := os.Stat(dir + "/a/b")
 	must(t, err)
 	want(t, "mode", st.Mode(), os.ModeDir|0o755)
 	must(t, os.WriteFile(dir+"/file", nil, 0o600))
-	must(t, makeSource(dir+"/file"))
-	want(t, "below a file", makeSource(dir+"/file/x") != nil, true)
+	must(t, makeSource(dir+"/file", false))
+	want(t, "must be there", errors.Is(makeSource(dir+"/none", false), os.ErrNotExist), true)
+	want(t, "below a file", makeSource(dir+"/file/x", true) != nil, true)
 }

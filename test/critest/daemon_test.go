@@ -87,6 +87,8 @@ pause = %q
 certs_dirs = [%q]
 [log]
 level = "debug"
+[container]
+absent_mount_sources_to_reject = ["/etc/critest-absent"]
 [cdi]
 spec_dirs = [%q]
 [cni]

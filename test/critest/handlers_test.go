@@ -415,7 +415,8 @@ func TestReload(t *testing.T) {
 	if _, there := effective().Handlers["broken"]; there {
 		t.Error("a handler of a broken configuration is there")
 	}
-	changed := strings.Replace(string(before), "root = ", "root = '/no/such/root' # ", 1) + "[container]\nlog_line_max = 256\n[handlers.default]\npids_limit = 60\n"
+	changed := strings.Replace(string(before), "root = ", "root = '/no/such/root' # ", 1) + "[handlers.default]\npids_limit = 60\n"
+	changed = strings.Replace(changed, "[container]\n", "[container]\nlog_line_max = 256\n", 1)
 	changed = strings.Replace(changed, "[images]\n", fmt.Sprintf("[images]\npinned = [%q]\n", suite.busybox), 1)
 	text := d.rewrite(t, changed)
 	eventually(t, rpcBound, "the key that needs a restart is named", func() bool {

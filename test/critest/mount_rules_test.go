@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/test/registry"
@@ -112,6 +113,19 @@ func TestMountPointsStayInside(t *testing.T) {
 				t.Errorf("on the host there is %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// A source that is missing is not made where the configuration forbids it.
+func TestAbsentSource(t *testing.T) {
+	d := use(t)
+	p := runPod(t, d)
+	for _, path := range []string{"/etc/critest-absent", "/etc/./critest-absent/"} {
+		_, err := p.tryCreate(t, containerConfig(idle, mounts(&cri.Mount{HostPath: path, ContainerPath: "/mnt"})))
+		refused(t, err, codes.InvalidArgument, path, "must not be made a directory")
+	}
+	if _, err := os.Lstat("/etc/critest-absent"); err == nil {
+		t.Error("it was made")
 	}
 }
 
