@@ -26,6 +26,7 @@ type options struct {
 	pods       int
 	containers int // of all pods together
 	requests   int // of each kind and parallelism
+	stats      bool
 	parallel   []int
 }
 
@@ -43,6 +44,7 @@ func main() {
 	flag.IntVar(&o.pods, "pods", 20, "pods")
 	flag.IntVar(&o.containers, "containers", 1000, "containers, in all pods together")
 	flag.IntVar(&o.requests, "requests", 1000, "requests of each kind")
+	flag.BoolVar(&o.stats, "stats", false, "start the containers and ask for statistics instead")
 	flag.Func("parallel", "requests at the same time, comma-separated (1,8)", func(text string) (err error) {
 		o.parallel, err = numbers(text)
 		return err

@@ -23,6 +23,9 @@ type kind struct {
 }
 
 func (n *node) kinds() []kind {
+	if n.options.stats {
+		return statistics
+	}
 	pod := func(i int) string { return n.pods[i%len(n.pods)] }
 	container := func(i int) string { return n.containers[i*7919%len(n.containers)] }
 	return []kind{
@@ -36,6 +39,12 @@ func (n *node) kinds() []kind {
 		{"PodSandboxStatus", "PodSandboxStatus", func(i int) proto.Message { return &cri.PodSandboxStatusRequest{PodSandboxId: pod(i)} },
 			func() proto.Message { return &cri.PodSandboxStatusResponse{} }},
 	}
+}
+
+var statistics = []kind{
+	{"ListContainerStats", "ListContainerStats", func(int) proto.Message { return &cri.ListContainerStatsRequest{} }, func() proto.Message { return &cri.ListContainerStatsResponse{} }},
+	{"ListPodSandboxStats", "ListPodSandboxStats", func(int) proto.Message { return &cri.ListPodSandboxStatsRequest{} }, func() proto.Message { return &cri.ListPodSandboxStatsResponse{} }},
+	{"ListPodSandboxMetrics", "ListPodSandboxMetrics", func(int) proto.Message { return &cri.ListPodSandboxMetricsRequest{} }, func() proto.Message { return &cri.ListPodSandboxMetricsResponse{} }},
 }
 
 // measure asks each kind of request in each parallelism and prints a row of it.

@@ -56,6 +56,12 @@ func (n *node) makePod(ctx context.Context, i, containers int) error {
 		n.mu.Lock()
 		n.containers = append(n.containers, c.GetContainerId())
 		n.mu.Unlock()
+		if !n.options.stats {
+			continue
+		}
+		if _, err := n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: c.GetContainerId()}); err != nil {
+			return fmt.Errorf("start container %d of pod %d: %w", j, i, err)
+		}
 	}
 	return nil
 }
