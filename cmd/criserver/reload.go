@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -28,15 +29,15 @@ type reloads struct {
 }
 
 // reload reads the configuration again and applies what it can. A configuration that is not right changes nothing, and is
-// said to be so. An error is the service manager's.
-func (n *node) reload() error {
-	if err := notify(reloading()); err != nil {
-		return err
+// said to be so; nothing here is a reason to end.
+func (n *node) reload() {
+	err := notify(reloading())
+	if wrong := n.reconfigure(); wrong != nil {
+		n.log.Error("configuration not reloaded", "error", wrong)
 	}
-	if err := n.reconfigure(); err != nil {
-		n.log.Error("configuration not reloaded, going on with the earlier one", "error", err)
+	if err = errors.Join(err, notify(daemon.SdNotifyReady)); err != nil {
+		n.log.Warn("the service manager does not know of the reload", "error", err)
 	}
-	return notify(daemon.SdNotifyReady)
 }
 
 func (n *node) reconfigure() error {
@@ -54,12 +55,14 @@ func (n *node) reconfigure() error {
 	}
 	n.config = merged
 	n.cri.Configure(settings)
-	err = n.apply(&merged)
+	if err := n.apply(&merged); err != nil {
+		return fmt.Errorf("some parts go by the earlier one: %w", err)
+	}
 	n.log.Info("configuration reloaded", "changed", changed)
 	for _, key := range restart {
 		n.log.Warn("a changed key needs a restart of criserver", "key", key)
 	}
-	return err
+	return nil
 }
 
 // apply gives the running parts what is theirs of the reloadable keys; devices may be nil.

@@ -121,9 +121,7 @@ func (n *node) stay(ctx context.Context, served <-chan error) error {
 		case err := <-served:
 			return fmt.Errorf("serve %s: %w", n.config.Address, err)
 		case <-n.wanted:
-			if err := n.reload(); err != nil {
-				return err
-			}
+			n.reload()
 		}
 	}
 }
