@@ -12,8 +12,9 @@ import (
 )
 
 // Rootfs makes the writable root of a container from an image, which is given by its id, and returns it as a detached
-// mount; the caller closes it. The image's layers stay until ReleaseRootfs, also if the image is removed and over
-// restarts of criserver. ErrNotFound if the image is not present, layer.ErrExists if the container has a root.
+// mount; the caller closes it. With opts.ReadOnly it is a volume of a container, and containerID a name that the caller
+// gives it. The image's layers stay until ReleaseRootfs, also if the image is removed and over restarts of criserver.
+// ErrNotFound if the image is not present, layer.ErrExists if the container has a root.
 func (s *Service) Rootfs(ctx context.Context, imageID, containerID string, opts layer.RootOptions) (*os.File, error) {
 	img := s.db.Snapshot().ByID(digest.Digest(imageID))
 	if img == nil {

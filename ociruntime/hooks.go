@@ -205,11 +205,11 @@ func (h *hooking) process(ctx context.Context, one placed, status specs.Containe
 	if err := h.enter(pass, &as, &request, pid); err != nil {
 		return err
 	}
-	make := compile.CreateHook
+	compiled := compile.CreateHook
 	if one.kind == hook.StartContainer {
-		make = compile.StartHook
+		compiled = compile.StartHook
 	}
-	prog, err := make(process, as)
+	prog, err := compiled(process, as)
 	if err != nil {
 		return err
 	}

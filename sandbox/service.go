@@ -44,7 +44,8 @@ var (
 type Images interface {
 	// Config finds a present image by id, tag or digest. It never pulls.
 	Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool)
-	// Rootfs makes a container's writable root and returns it as a detached mount; the caller closes it. On error nothing is left.
+	// Rootfs makes a container's writable root, or by opts an image as a volume of it, and returns it as a detached mount; the
+	// caller closes it. On error nothing is left.
 	Rootfs(ctx context.Context, imageID, containerID string, opts layer.RootOptions) (*os.File, error)
 	// ReleaseRootfs removes what Rootfs made. Unknown ids are no error.
 	ReleaseRootfs(ctx context.Context, containerID string) error
