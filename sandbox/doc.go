@@ -13,7 +13,8 @@
 // # Reading
 //
 // PodStatus and ContainerStatus are immutable values behind atomic pointers, the table of all objects is a sorted slice
-// that is replaced whole. List and Status take no lock and touch no file.
+// that is replaced whole. List and Status take no lock and touch no file. Statistics are read from the kernel, by package
+// stats; a pod's mu is taken for a moment only, to find what belongs to it.
 //
 // # Events
 //
