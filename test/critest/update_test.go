@@ -161,7 +161,7 @@ func TestUpdateUnified(t *testing.T) {
 func TestUpdateRefused(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d)
-	c := p.start(t, `x=$(head -c 8m /dev/zero | tr '\0' x); `+idle+"; : $x", func(c *cri.ContainerConfig) {
+	c := p.start(t, `x=$(head -c 2m /dev/zero | tr '\0' x); `+idle+"; : $x", func(c *cri.ContainerConfig) {
 		c.Linux.Resources = &cri.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000}
 	})
 	c.waitOutput(t, "ready")
