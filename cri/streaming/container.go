@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 	"k8s.io/utils/exec"
 
 	"github.com/criserver/criserver/sandbox"
@@ -65,6 +66,12 @@ func opener[R any](s *Server, serve func(http.ResponseWriter, *http.Request, R))
 }
 
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, request ExecRequest) {
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.serveWebSocket(w, r, request.Streams, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return remote{s, request.Streams}.ExecInContainer(ctx, "", "", string(request.Container), request.Cmd, in, out, err, request.TTY, resize, 0)
+		})
+		return
+	}
 	remotecommand.ServeExec(w, r, remote{s, request.Streams}, "", "", string(request.Container), request.Cmd, request.options(),
 		s.config.IdleTimeout, s.config.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
@@ -84,6 +91,12 @@ func (s *Server) Attach(r AttachRequest) (url string, err error) {
 }
 
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, request AttachRequest) {
+	if wsstream.IsWebSocketRequestWithStreamCloseProtocol(r) {
+		s.serveWebSocket(w, r, request.Streams, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return remote{s, request.Streams}.AttachContainer(ctx, "", "", string(request.Container), in, out, err, request.TTY, resize)
+		})
+		return
+	}
 	remotecommand.ServeAttach(w, r, remote{s, request.Streams}, "", "", string(request.Container), request.options(),
 		s.config.IdleTimeout, s.config.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 }

@@ -17,7 +17,7 @@ import (
 	"k8s.io/client-go/util/exec"
 )
 
-// protocol is one of the two ways in which clients open streams. The client is that of kubectl and crictl.
+// protocol is one of the ways in which clients open streams. The client is that of kubectl and crictl.
 type protocol struct {
 	name      string
 	halfClose bool // a client can say that its stdin has ended
@@ -32,12 +32,15 @@ var protocols = []protocol{
 		}
 		return remotecommand.NewSPDYExecutor(config, "POST", u)
 	}},
-	{"WebSocket", false, func(config *rest.Config, at string) (remotecommand.Executor, error) {
+	{"WebSocket", true, func(config *rest.Config, at string) (remotecommand.Executor, error) {
+		return remotecommand.NewWebSocketExecutor(config, "GET", at) // version 5
+	}},
+	{"WebSocket 4", false, func(config *rest.Config, at string) (remotecommand.Executor, error) {
 		return remotecommand.NewWebSocketExecutorForProtocols(config, "GET", at, "v4.channel.k8s.io")
 	}},
 }
 
-// eachProtocol runs a test with both protocols.
+// eachProtocol runs a test with all protocols.
 func eachProtocol(t *testing.T, test func(*testing.T, protocol)) {
 	t.Helper()
 	for _, p := range protocols {
