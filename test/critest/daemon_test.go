@@ -101,8 +101,12 @@ subnets = ["10.99.%d.0/24", "fd99:%d::/64"]
 layer_period = "1s"
 [images]
 store = %q
+[nri]
+enable = "on"
+plugin_path = %q
+plugin_request_timeout = "10s"
 `, suite.driver, d.socket(), d.root(), d.state(), filepath.Join(suite.dir, "bin", "pause"), d.certs(), d.cdiDir(), d.cniDir(), d.plugins(), filepath.Join(suite.dir, "bin", "cni"),
-		d.bridge, n, n, store)
+		d.bridge, n, n, store, filepath.Join(d.dir, "nri"))
 	if err := os.WriteFile(d.config(), []byte(text), 0o644); err != nil {
 		return nil, err
 	}
