@@ -284,3 +284,54 @@ func TestPluginThatVanishes(t *testing.T) {
 	must(t, m.s.RemovePod(t.Context(), pod))
 	m.clean()
 }
+
+func TestStopThatIsTriedAgainIsToldOnce(t *testing.T) {
+	m := plugged(t)
+	p := nritest.Connect(t, m.socket(), &nritest.Plugin{})
+	pod, _ := m.made()
+	m.failing("Unpin", errors.New("busy"))
+	if err := m.s.StopPod(t.Context(), pod); err == nil {
+		t.Fatal("no error")
+	}
+	m.failing("Unpin", nil)
+	must(t, errors.Join(m.s.StopPod(t.Context(), pod), m.s.RemovePod(t.Context(), pod)))
+	wantEvents(t, p, append(append([]string{}, lifeEvents[:6]...), "StopPodSandbox web", "RemoveContainer web/main", "RemovePodSandbox web")...)
+	m.clean()
+}
+
+// What plugins want of others in their answers is tried, and changes nothing of what was asked.
+func TestUpdatesInAnswers(t *testing.T) {
+	m := plugged(t)
+	updates := func(id string) []*api.ContainerUpdate {
+		u := &api.ContainerUpdate{ContainerId: id}
+		u.SetLinuxCPUShares(77)
+		return []*api.ContainerUpdate{{ContainerId: "00"}, u}
+	}
+	pod, first := m.made()
+	p := &nritest.Plugin{
+		Sync: func(_ context.Context, _ []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
+			u := &api.ContainerUpdate{ContainerId: containers[0].Id}
+			u.SetLinuxCPUShares(33)
+			return []*api.ContainerUpdate{u}, nil
+		},
+		OnStop: func(*api.Container) []*api.ContainerUpdate { return updates(string(first)) },
+	}
+	nritest.Connect(t, m.socket(), p)
+	shares := func() uint64 {
+		if cpu := m.status(first).Limits.Resources.CPU; cpu != nil && cpu.Shares != nil {
+			return *cpu.Shares
+		}
+		return 0
+	}
+	for shares() != 33 { // which is done beside
+		time.Sleep(time.Millisecond)
+	}
+	second := containerConfig()
+	second.Metadata.Name = "second"
+	id, err := m.s.CreateContainer(t.Context(), pod, second, nil)
+	must(t, err)
+	must(t, errors.Join(m.s.StartContainer(t.Context(), id), m.s.StopContainer(t.Context(), id, time.Minute)))
+	want(t, "shares after the stop of another", shares(), uint64(77))
+	must(t, m.s.RemovePod(t.Context(), pod))
+	m.clean()
+}

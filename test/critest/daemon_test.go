@@ -104,7 +104,7 @@ store = %q
 [nri]
 enable = "on"
 plugin_path = %q
-plugin_request_timeout = "10s"
+plugin_request_timeout = "5s"
 `, suite.driver, d.socket(), d.root(), d.state(), filepath.Join(suite.dir, "bin", "pause"), d.certs(), d.cdiDir(), d.cniDir(), d.plugins(), filepath.Join(suite.dir, "bin", "cni"),
 		d.bridge, n, n, store, filepath.Join(d.dir, "nri"))
 	if err := os.WriteFile(d.config(), []byte(text), 0o644); err != nil {

@@ -210,3 +210,35 @@ func TestNRIRestart(t *testing.T) {
 		})
 	}
 }
+
+func TestNRIPluginThatHangs(t *testing.T) {
+	d := use(t)
+	released := make(chan struct{})
+	hanging := plugged(t, d, &nritest.Plugin{On: func(context.Context, nritest.Event) error { <-released; return nil }})
+	defer close(released)
+	other := plugged(t, d, &nritest.Plugin{Name: "other", Index: "20"})
+	p := runPod(t, d) // goes on without it
+	<-hanging.Closed()
+	c := p.start(t, "exit 0")
+	c.wait(t)
+	p.remove(t)
+	wantTold(t, hanging, p.id, "RunPodSandbox")
+	wantTold(t, other, p.id, toldOfPod)
+	wantTold(t, other, c.id, toldOfContainer)
+}
+
+func TestNRIPluginThatVanishes(t *testing.T) {
+	d := use(t)
+	var gone *nritest.Plugin
+	gone = &nritest.Plugin{On: func(_ context.Context, e nritest.Event) error {
+		if e.Name == "CreateContainer" {
+			gone.Close()
+		}
+		return nil
+	}}
+	plugged(t, d, gone)
+	p := runPod(t, d)
+	p.start(t, "exit 0").wait(t)
+	p.remove(t)
+	wantTold(t, gone, p.id, "RunPodSandbox")
+}
