@@ -20,7 +20,7 @@ import (
 // protocol is one of the ways in which clients open streams. The client is that of kubectl and crictl.
 type protocol struct {
 	name      string
-	halfClose bool // a client can say that its stdin has ended
+	halfClose bool // a client can say that its stdin has ended, which is a row of its own then
 	open      func(config *rest.Config, at string) (remotecommand.Executor, error)
 }
 
