@@ -1,5 +1,6 @@
 // Package streaming serves what the URLs lead to that Exec, Attach and PortForward answer: HTTP connections that are upgraded
-// to SPDY or WebSocket, with k8s.io/cri-streaming.
+// to SPDY or WebSocket, with k8s.io/cri-streaming. Of WebSocket it has the protocols up to version 4; version 5 of exec and attach
+// is in websocket.go, and in tunnel.go the SPDY inside of a WebSocket with which ports are forwarded.
 //
 // A URL holds a token of 128 random bits that opens one stream once, within a minute; at most 1,000 wait to be used. Nothing
 // else authenticates a client, so the default address is on loopback.

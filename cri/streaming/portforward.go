@@ -8,6 +8,7 @@ import (
 	"net/http"
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/criserver/criserver/sandbox"
 	"github.com/criserver/criserver/sandbox/stream"
@@ -16,7 +17,7 @@ import (
 // PortForwardRequest is a pod to whose ports a client will connect.
 type PortForwardRequest struct {
 	Pod   sandbox.ID
-	Ports []int32 // those that a WebSocket client gets; an SPDY one names them itself
+	Ports []int32 // those that a client gets that speaks WebSocket only; with SPDY it names them itself
 }
 
 // PortForward returns a URL that forwards connections into a ready pod.
@@ -31,8 +32,15 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, reques
 	to := func(port uint16, client io.ReadWriteCloser) error {
 		return s.forward(r.Context(), request.Pod, port, client)
 	}
-	portforward.ServePortForward(w, r, forwarder(to), string(request.Pod), "", &portforward.V4Options{Ports: request.Ports},
-		s.config.IdleTimeout, s.config.CreationTimeout, portforward.SupportedProtocols)
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		portforward.ServePortForward(w, r, forwarder(to), string(request.Pod), "", &portforward.V4Options{Ports: request.Ports},
+			s.config.IdleTimeout, s.config.CreationTimeout, portforward.SupportedProtocols)
+	}
+	if wsstream.IsWebSocketRequestWithTunnelingProtocol(r) {
+		serveTunnel(w, r, serve)
+		return
+	}
+	serve(w, r)
 }
 
 // forwarder connects a client's stream to a port. The library's context never ends.

@@ -71,6 +71,8 @@ type still struct{ Runtime }
 
 func (still) RunningContainer(id sandbox.ContainerID) (sandbox.ContainerID, error) { return id, nil }
 
+func (still) ReadyPod(id sandbox.ID) (sandbox.ID, error) { return id, nil }
+
 func (still) Exec(context.Context, sandbox.ContainerID, []string, stream.Client) (int32, error) {
 	return 0, nil
 }

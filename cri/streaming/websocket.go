@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
@@ -43,6 +44,7 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, streams 
 		return
 	}
 	defer func() { _ = conn.Close() }()
+	_, _ = channels[firstOutput(kinds)].Write(nil) // says that the channels are open; what is wrong shows later
 	err = run(r.Context(), channels[remotecommand.StreamStdIn], channels[remotecommand.StreamStdOut], channels[remotecommand.StreamStdErr],
 		wsSizes(r.Context(), channels[remotecommand.StreamResize]))
 	if text, failed := json.Marshal(statusOf(err)); failed == nil {
@@ -50,10 +52,15 @@ func (s *Server) serveWebSocket(w http.ResponseWriter, r *http.Request, streams 
 	}
 }
 
-// wsSizes reads the sizes of a terminal, which come as JSON.
+// firstOutput is the channel that gets an empty message, as clients know it of version 4.
+func firstOutput(kinds []wsstream.ChannelType) int { return slices.Index(kinds, wsstream.WriteChannel) }
+
+// wsSizes reads the sizes of a terminal, which come as JSON, until one makes no sense. What comes after that is dropped: unread it
+// would hold up the other channels.
 func wsSizes(ctx context.Context, from io.Reader) <-chan remotecommand.TerminalSize {
 	to := make(chan remotecommand.TerminalSize)
 	go func() {
+		defer func() { _, _ = io.Copy(io.Discard, from) }()
 		defer close(to)
 		for decoder := json.NewDecoder(from); ; {
 			var size remotecommand.TerminalSize

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/websocket"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -81,7 +82,31 @@ type forwarding struct {
 	cut   func()
 }
 
-func (p *pod) forward(t *testing.T, l net.Listener) *forwarding {
+// dialer connects to a URL in one of the ways that kubectl has.
+type dialer struct {
+	name string
+	open func(*url.URL) (httpstream.Dialer, error)
+}
+
+var dialers = []dialer{
+	{"SPDY", func(at *url.URL) (httpstream.Dialer, error) {
+		transport, upgrader, err := spdy.RoundTripperFor(insecureConfig())
+		return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", at), err
+	}},
+	{"SPDY in WebSocket", func(at *url.URL) (httpstream.Dialer, error) {
+		return portforward.NewSPDYOverWebsocketDialer(at, insecureConfig())
+	}},
+}
+
+// eachDialer runs a test with all ways to connect.
+func eachDialer(t *testing.T, test func(*testing.T, dialer)) {
+	t.Helper()
+	for _, d := range dialers {
+		t.Run(d.name, func(t *testing.T) { test(t, d) })
+	}
+}
+
+func (d dialer) forward(t *testing.T, p *pod, l net.Listener) *forwarding {
 	t.Helper()
 	port := l.Addr().(*net.TCPAddr).Port
 	answer, err := p.d.runtime.PortForward(bounded(t), &cri.PortForwardRequest{PodSandboxId: p.id, Port: []int32{int32(port)}})
@@ -93,12 +118,12 @@ func (p *pod) forward(t *testing.T, l net.Listener) *forwarding {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport, upgrader, err := spdy.RoundTripperFor(insecureConfig())
+	dial, err := d.open(u)
 	if err != nil {
 		t.Fatal(err)
 	}
 	stop, ready := make(chan struct{}), make(chan struct{})
-	f, err := portforward.New(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, "POST", u), []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
+	f, err := portforward.New(dial, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,12 +191,14 @@ func TestPortForward(t *testing.T) {
 			p := runPod(t, d, row.change)
 			l := listenIn(t, p.start(t, idle), row.address)
 			each(l, reverse)
-			f := p.forward(t, l)
-			for _, size := range []int{0, 1, 3_000_000} {
-				if err := ask(f.dial(t), size); err != nil {
-					t.Errorf("%d bytes: %v", size, err)
+			eachDialer(t, func(t *testing.T, by dialer) {
+				f := by.forward(t, p, l)
+				for _, size := range []int{0, 1, 3_000_000} {
+					if err := ask(f.dial(t), size); err != nil {
+						t.Errorf("%d bytes: %v", size, err)
+					}
 				}
-			}
+			})
 		})
 	}
 }
@@ -180,87 +207,93 @@ func TestPortForward(t *testing.T) {
 func TestPortForwardParallel(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d, podNetwork)
-	l := listenIn(t, p.start(t, idle), "127.0.0.1:0")
-	stalled, reset := make(chan struct{}), make(chan struct{})
-	defer close(stalled)
-	each(l, func(c *net.TCPConn) {
-		kind := make([]byte, 1)
-		_, _ = io.ReadFull(c, kind)
-		switch kind[0] {
-		case 's':
-			<-stalled
-		case 'r':
-			_, _ = c.Write([]byte("x"))
-			<-reset
-			_ = c.SetLinger(0)
-		default:
-			reverse(c)
-		}
-	})
-	f := p.forward(t, l)
-	stall, broken := f.dial(t), f.dial(t)
-	_, _ = stall.Write(append([]byte("s"), make([]byte, 100_000)...))
-	_, _ = broken.Write([]byte("r"))
-	_, _ = io.ReadFull(broken, make([]byte, 1))
-	close(reset)
-	if n, err := broken.Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("read %d bytes, %v, of a connection that was reset", n, err)
-	}
-	var all sync.WaitGroup
-	for range 50 {
-		c := f.dial(t)
-		all.Go(func() {
-			_, _ = c.Write([]byte("-"))
-			if err := ask(c, 200_000); err != nil {
-				t.Error(err)
+	eachDialer(t, func(t *testing.T, by dialer) {
+		l := listenIn(t, p.start(t, idle), "127.0.0.1:0")
+		stalled, reset := make(chan struct{}), make(chan struct{})
+		defer close(stalled)
+		each(l, func(c *net.TCPConn) {
+			kind := make([]byte, 1)
+			_, _ = io.ReadFull(c, kind)
+			switch kind[0] {
+			case 's':
+				<-stalled
+			case 'r':
+				_, _ = c.Write([]byte("x"))
+				<-reset
+				_ = c.SetLinger(0)
+			default:
+				reverse(c)
 			}
 		})
-	}
-	all.Wait()
-	select {
-	case err := <-f.ended:
-		t.Errorf("the client has ended: %v", err)
-	default:
-	}
+		f := by.forward(t, p, l)
+		stall, broken := f.dial(t), f.dial(t)
+		_, _ = stall.Write(append([]byte("s"), make([]byte, 100_000)...))
+		_, _ = broken.Write([]byte("r"))
+		_, _ = io.ReadFull(broken, make([]byte, 1))
+		close(reset)
+		if n, err := broken.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("read %d bytes, %v, of a connection that was reset", n, err)
+		}
+		var all sync.WaitGroup
+		for range 50 {
+			c := f.dial(t)
+			all.Go(func() {
+				_, _ = c.Write([]byte("-"))
+				if err := ask(c, 200_000); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		select {
+		case err := <-f.ended:
+			t.Errorf("the client has ended: %v", err)
+		default:
+		}
+	})
 }
 
 // A client that vanishes ends its connections in the pod.
 func TestPortForwardClientVanishes(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d, podNetwork)
-	l := listenIn(t, p.start(t, idle), "127.0.0.1:0")
-	begun, ended := make(chan struct{}), make(chan struct{})
-	each(l, func(c *net.TCPConn) {
-		close(begun)
-		_, _ = io.Copy(io.Discard, c)
-		close(ended)
+	eachDialer(t, func(t *testing.T, by dialer) {
+		l := listenIn(t, p.start(t, idle), "127.0.0.1:0")
+		begun, ended := make(chan struct{}), make(chan struct{})
+		each(l, func(c *net.TCPConn) {
+			close(begun)
+			_, _ = io.Copy(io.Discard, c)
+			close(ended)
+		})
+		f := by.forward(t, p, l)
+		f.dial(t)
+		<-begun
+		f.cut()
+		<-ended
+		if err := <-f.ended; err == nil {
+			t.Error("the client has not lost its connection")
+		}
 	})
-	f := p.forward(t, l)
-	f.dial(t)
-	<-begun
-	f.cut()
-	<-ended
-	if err := <-f.ended; err == nil {
-		t.Error("the client has not lost its connection")
-	}
 }
 
 // A port that nobody listens on is told to the client, which leaves.
 func TestPortForwardUnreachable(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d, podNetwork)
-	l := listenIn(t, p.start(t, idle), "127.0.0.1:0")
-	_ = l.Close()
-	f := p.forward(t, l)
-	if n, err := f.dial(t).Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("read %d bytes, %v", n, err)
-	}
-	if err := <-f.ended; err == nil {
-		t.Error("the client goes on")
-	}
-	if log := d.lastLog(); !strings.Contains(log, "connection refused") {
-		t.Errorf("no word of it in the log: %s", log)
-	}
+	eachDialer(t, func(t *testing.T, by dialer) {
+		l := listenIn(t, p.start(t, idle), "127.0.0.1:0")
+		_ = l.Close()
+		f := by.forward(t, p, l)
+		if n, err := f.dial(t).Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("read %d bytes, %v", n, err)
+		}
+		if err := <-f.ended; err == nil {
+			t.Error("the client goes on")
+		}
+		if log := d.lastLog(); !strings.Contains(log, "connection refused") {
+			t.Errorf("no word of it in the log: %s", log)
+		}
+	})
 }
 
 func TestPortForwardWebSocket(t *testing.T) {
