@@ -17,5 +17,10 @@
 // A plugin has RequestTimeout to answer. One that does not is dropped, and the event goes on without it, unless it asked for
 // another policy when it registered. Events are told one at a time on the whole node: that is the library's order.
 //
+// # Where the library falls short
+//
+// It drops evictions. It tells the next plugin, but not us, which variables a plugin removed: Create finds them. Its generator
+// of specs leaves out memory limits but one and appends limits that are there already: Adjustment.Apply does it instead.
+//
 // Concurrency: all methods are safe. A nil *Plugins is valid, and has no plugins.
 package nri
