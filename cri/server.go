@@ -113,7 +113,6 @@ func (s *Server) GRPC() *grpc.Server {
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxSendMsgSize(maxSend),
 		grpc.WriteBufferSize(writeBuffer),
-		grpc.SharedWriteBuffer(true),
 	)
 	runtimev1.RegisterRuntimeServiceServer(g, &runtimeHandlers{Server: s})
 	runtimev1.RegisterImageServiceServer(g, &imageHandlers{Server: s})

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 prestart hooks still have to run
+
 package ociruntime
 
 import (

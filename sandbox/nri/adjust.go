@@ -116,6 +116,7 @@ func addHooks(spec *specs.Spec, hooks *api.Hooks) {
 	for _, kind := range []struct {
 		to    *[]specs.Hook
 		asked []*api.Hook
+		//lint:ignore SA1019 it still has to run
 	}{{&next.Prestart, hooks.Prestart}, {&next.CreateRuntime, hooks.CreateRuntime}, {&next.CreateContainer, hooks.CreateContainer},
 		{&next.StartContainer, hooks.StartContainer}, {&next.Poststart, hooks.Poststart}, {&next.Poststop, hooks.Poststop}} {
 		for _, h := range kind.asked {

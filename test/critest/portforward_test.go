@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 client-go still has the deprecated package in its signatures
+
 package critest
 
 import (
