@@ -79,6 +79,11 @@ func (still) Exec(context.Context, sandbox.ContainerID, []string, stream.Client)
 
 func serve(t *testing.T, change ...func(*Config)) *Server {
 	t.Helper()
+	return serveRuntime(t, still{}, change...)
+}
+
+func serveRuntime(t *testing.T, runtime Runtime, change ...func(*Config)) *Server {
+	t.Helper()
 	c := Config{Address: "127.0.0.1:0", IdleTimeout: time.Minute, CreationTimeout: time.Minute, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&c)
@@ -87,7 +92,7 @@ func serve(t *testing.T, change ...func(*Config)) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Serve(still{})
+	s.Serve(runtime)
 	t.Cleanup(func() {
 		if err := s.Close(context.Background()); err != nil {
 			t.Error(err)

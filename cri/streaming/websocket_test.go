@@ -1,16 +1,21 @@
 package streaming
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/websocket"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/utils/exec"
+
+	"github.com/criserver/criserver/sandbox"
+	"github.com/criserver/criserver/sandbox/stream"
 )
 
 func TestStatusOf(t *testing.T) {
@@ -85,12 +90,7 @@ func TestWebSocketProtocols(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			config, err := websocket.NewConfig(strings.Replace(at, "http", "ws", 1), "http://localhost")
-			if err != nil {
-				t.Fatal(err)
-			}
-			config.Protocol = row.offers
-			c, err := config.DialContext(t.Context())
+			c, err := dialWebSocket(t, at, row.offers...)
 			if row.selects == "" {
 				if err == nil {
 					t.Error("it was not refused")
@@ -103,6 +103,65 @@ func TestWebSocketProtocols(t *testing.T) {
 			defer c.Close()
 			if got := c.Config().Protocol; len(got) != 1 || got[0] != row.selects {
 				t.Errorf("%q was selected", got)
+			}
+		})
+	}
+}
+
+// dialWebSocket opens a stream as a client that offers some protocols.
+func dialWebSocket(t *testing.T, at string, offers ...string) (*websocket.Conn, error) {
+	t.Helper()
+	config, err := websocket.NewConfig(strings.Replace(at, "http", "ws", 1), "http://localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Protocol = offers
+	return config.DialContext(t.Context())
+}
+
+// endless is a Runtime whose commands run until their clients have gone.
+type endless struct {
+	still
+	ended chan error
+}
+
+func (e endless) Exec(ctx context.Context, _ sandbox.ContainerID, _ []string, _ stream.Client) (int32, error) {
+	<-ctx.Done()
+	e.ended <- context.Cause(ctx)
+	return 0, context.Cause(ctx)
+}
+
+func TestIdleWebSocket(t *testing.T) {
+	runtime := endless{ended: make(chan error, 1)}
+	s := serveRuntime(t, runtime, func(c *Config) { c.IdleTimeout = 10 * time.Millisecond })
+	exec := func() (string, error) {
+		return s.Exec(ExecRequest{Container: "1", Streams: Streams{Stdin: true, Stdout: true}})
+	}
+	forward := func() (string, error) { return s.PortForward(PortForwardRequest{Pod: "1"}) }
+	for _, row := range []struct {
+		protocol string
+		ask      func() (string, error)
+		runs     bool
+	}{
+		{"v4.channel.k8s.io", exec, true},
+		{"v5.channel.k8s.io", exec, true},
+		{"SPDY/3.1+portforward.k8s.io", forward, false},
+	} {
+		t.Run(row.protocol, func(t *testing.T) {
+			at, err := row.ask()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := dialWebSocket(t, at, row.protocol)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := io.Copy(io.Discard, c); err != nil {
+				t.Errorf("the connection has no proper end: %v", err)
+			}
+			if row.runs {
+				<-runtime.ended
 			}
 		})
 	}
