@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -31,7 +32,13 @@ func listenIn(t *testing.T, c *container, address string) (l net.Listener) {
 	at := fmt.Sprintf("/proc/%d/ns/net", c.pid(t))
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and the thread ends with the goroutine
+		runtime.LockOSThread()
+		own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer unix.Close(own)
 		fd, err := unix.Open(at, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer unix.Close(fd)
@@ -39,6 +46,10 @@ func listenIn(t *testing.T, c *container, address string) (l net.Listener) {
 		}
 		if err == nil {
 			l, err = net.Listen("tcp", address)
+			err = errors.Join(err, unix.Setns(own, unix.CLONE_NEWNET))
+		}
+		if err == nil {
+			runtime.UnlockOSThread() // the end of a thread would be the end of what it has started with Pdeathsig
 		}
 		done <- err
 	}()

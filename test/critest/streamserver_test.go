@@ -115,4 +115,11 @@ func TestStreamTLS(t *testing.T) {
 		eventually(t, settleBound, "the command is gone", func() bool { return running(t, "sleep 7785") == 0 })
 		attached(t, p.attach(t, c, nil, withStdin))
 	})
+	l := listenIn(t, c, "127.0.0.1:0")
+	each(l, reverse)
+	eachDialer(t, func(t *testing.T, by dialer) {
+		if err := ask(by.forward(t, c.p, l).dial(t), 300_000); err != nil {
+			t.Error(err)
+		}
+	})
 }
