@@ -19,15 +19,15 @@ import (
 	"github.com/criserver/criserver/ociruntime/cgroup"
 )
 
-// insideEnv says that the process is already in the mount namespace that reexec makes.
+// insideEnv says that the process is already in the namespaces that reexec makes.
 const insideEnv = "CRISERVER_BENCH_INSIDE"
 
-// reexec runs this program again in a private mount namespace, and returns its exit code.
+// reexec runs this program again in private mount and network namespaces, and returns its exit code.
 func reexec() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
 	if err := cmd.Start(); err != nil {
@@ -58,11 +58,16 @@ type bench struct {
 	missing []string // peers that are not here, and why
 	undo    []func() error
 	ratios  []ratio
+
+	networks int // bridges that were configured
 }
 
 func newBench(o options) (_ *bench, err error) {
 	b := &bench{options: o}
-	for _, p := range []*string{&b.criserver, &b.pause} {
+	if err := isolate(); err != nil {
+		return nil, err
+	}
+	for _, p := range []*string{&b.criserver, &b.pause, &b.plugins} {
 		if *p, err = filepath.Abs(*p); err != nil {
 			return nil, err
 		}
@@ -77,6 +82,13 @@ func newBench(o options) (_ *bench, err error) {
 		return nil, err
 	}
 	b.parent = "/" + filepath.Base(b.dir)
+	for _, p := range []*string{&b.runc, &b.containerd, &b.crio, &b.conmon, &b.pinns} {
+		if path, err := exec.LookPath(*p); err == nil { // one that is missing is told later
+			if *p, err = filepath.Abs(path); err != nil {
+				return nil, err
+			}
+		}
+	}
 	b.findPeers()
 	return b, nil
 }

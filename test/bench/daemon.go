@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,18 +23,17 @@ type daemon struct {
 	dir     string
 	parent  string // cgroup parent of its pods
 	image   string // what its containers are made of
+	place   *place // where it is started; nil: where everybody is
 	cmd     *exec.Cmd
 	conn    *grpc.ClientConn
 	runtime cri.RuntimeServiceClient
 	images  cri.ImageServiceClient
 }
 
-const peerDaemon = "containerd"
-
 // daemonBound is how long a daemon may take to start or to stop.
 const daemonBound = 30 * time.Second
 
-// daemons starts criserver, and containerd if it is here.
+// daemons starts criserver and those of its peers that are here. One that does not start is told and left out.
 func (b *bench) daemons(ctx context.Context) ([]*daemon, error) {
 	m, err := busyboxImage()
 	if err != nil {
@@ -46,14 +44,29 @@ func (b *bench) daemons(ctx context.Context) ([]*daemon, error) {
 		return nil, err
 	}
 	all := []*daemon{first}
-	if _, err := exec.LookPath(b.containerd); err != nil {
-		return all, nil
+	for _, p := range b.peerDaemons() {
+		if _, err := exec.LookPath(p.path); err != nil {
+			continue
+		}
+		d, err := p.start(ctx, m)
+		if err != nil {
+			fmt.Printf("\n%s does not run here: %v\n", p.name, err)
+			continue
+		}
+		all = append(all, d)
 	}
-	second, err := b.startContainerd(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	return append(all, second), nil
+	return all, nil
+}
+
+// peerDaemon is a CRI server that criserver is measured beside.
+type peerDaemon struct {
+	name  string
+	path  string // of its program
+	start func(context.Context, *image) (*daemon, error)
+}
+
+func (b *bench) peerDaemons() []peerDaemon {
+	return []peerDaemon{{peerContainerd, b.containerd, b.startContainerd}, {peerCRIO, b.crio, b.startCRIO}}
 }
 
 // startCriserver starts ours and lets it pull the image.
@@ -67,57 +80,11 @@ func (b *bench) startCriserver(ctx context.Context, m *image) (*daemon, error) {
 		return nil, err
 	}
 	args := []string{"serve", "--address", "unix://" + d.path("sock"), "--root", d.path("root"), "--state", d.path("state"),
-		"--cni-conf-dir", d.path("cni")}
+		"--cni-conf-dir", d.path("cni"), "--cni-bin-dir", b.plugins}
 	if err := b.startDaemon(ctx, d, exec.Command(b.criserver, args...)); err != nil {
 		return nil, err
 	}
 	_, err = d.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
-	return d, err
-}
-
-// containerdConfig is Debian's default but for directories, an image for sandboxes, and what a sandbox in a machine may
-// not allow: OOM scores below its own.
-const containerdConfig = `version = 2
-root = %q
-state = %q
-disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
-[grpc]
-  address = %q
-[plugins."io.containerd.internal.v1.opt"]
-  path = %q
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = %q
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = %q
-    conf_dir = %q
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      BinaryName = %q
-`
-
-// startContainerd starts the peer and imports the image, which is also that of its sandboxes.
-func (b *bench) startContainerd(ctx context.Context, m *image) (*daemon, error) {
-	const name = "bench.invalid/busybox:v1"
-	d, err := b.newDaemon(peerDaemon, name)
-	if err != nil {
-		return nil, err
-	}
-	config, archive := d.path("config.toml"), d.path("image.tar")
-	text := fmt.Sprintf(containerdConfig, d.path("root"), d.path("state"), d.path("sock"), d.path("opt"), name, d.path("cni"), d.path("cni"), b.runc)
-	if err := errors.Join(os.WriteFile(config, []byte(text), 0o600), m.layout(archive, name)); err != nil {
-		return nil, err
-	}
-	if err := b.startDaemon(ctx, d, exec.Command(b.containerd, "--config", config)); err != nil {
-		return nil, err
-	}
-	ctr := filepath.Join(filepath.Dir(d.cmd.Path), "ctr")
-	out, err := exec.CommandContext(ctx, ctr, "--address", d.path("sock"), "-n", "k8s.io", "images", "import", archive).CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("import an image into containerd: %w: %s", err, bytes.TrimSpace(out))
-	}
-	_, err = d.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
 	return d, err
 }
 
@@ -137,7 +104,7 @@ func (b *bench) newDaemon(name, image string) (*daemon, error) {
 		return nil, fmt.Errorf("mount tmpfs: %w", err)
 	}
 	b.later(d.unmount)
-	return d, nil
+	return d, b.configureNetwork(d)
 }
 
 func (d *daemon) path(name string) string { return filepath.Join(d.dir, name) }
@@ -154,7 +121,7 @@ func (b *bench) startDaemon(ctx context.Context, d *daemon, cmd *exec.Cmd) error
 		cmd.Stderr = os.Stderr
 	}
 	d.cmd = cmd
-	if err := cmd.Start(); err != nil {
+	if err := d.place.start(cmd); err != nil {
 		return err
 	}
 	b.later(d.stop)
@@ -212,8 +179,18 @@ func (d *daemon) stop() error {
 	return errors.Join(append(errs, err)...)
 }
 
-// removeAll removes every pod of the daemon.
+// removeAll kills every container of the daemon and removes every pod.
 func (d *daemon) removeAll(ctx context.Context) error {
+	containers, err := d.runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING}}})
+	if err != nil {
+		return err
+	}
+	err = parallel(ctx, 8, len(containers.GetContainers()), func(ctx context.Context, i int) error {
+		return (&pod{d: d, container: containers.GetContainers()[i].GetId()}).stopContainer(ctx)
+	})
+	if err != nil {
+		return err
+	}
 	list, err := d.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 	if err != nil {
 		return err

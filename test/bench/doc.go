@@ -1,13 +1,18 @@
 // Command bench measures criserver beside its peers: in one run, in turns, so that whatever else the machine does falls on
-// all of them. It prints markdown: the machine, a table of times for each part, and the ratios that issue 2 asks for.
+// all of them. It prints markdown: the machine, a table for each part, and the ratios to the better peer with their targets
+// (DESIGN.md, section 9).
 //
-//	go run ./test/bench [-quick] [-only start,exec,...] [-runc PATH] [-crun COMMAND] [-containerd PATH] [-pods 100]
+//	go run ./test/bench [-quick] [-only start,exec,...] [-runc PATH] [-crun COMMAND] [-containerd PATH]
+//	    [-crio PATH -conmon PATH -pinns PATH] [-plugins DIR] [-pods 100]
 //
-// Parts: start, mounts and exec drive package ociruntime beside runc and crun, with one bundle for all; cri, memory and stats drive
-// bin/criserver beside containerd over their sockets; unpack and logs have no peer but the work that cannot be avoided.
-// Times are p50 and p99, back to back and one every 100 ms: a loop hides the kernel's grace periods.
+// Parts: start, mounts and exec drive package ociruntime beside runc and crun, with one bundle for all; unpack has no peer but
+// the work that cannot be avoided; cri, bridge, sync, lists, stats, memory and a half of logs drive bin/criserver beside containerd
+// (1 or 2, with the runc that is named) and CRI-O (with conmon and crun) over their sockets. With a bridge, all daemons run the same
+// CNI plugins, and these are measured alone, too. Times are p50 and p99, back to back and one every 100 ms: a loop hides the
+// kernel's grace periods.
 //
-// It runs in a mount namespace of its own, under a directory and a cgroup parent of its own, and removes what it made;
-// it kills only what it started. A peer that is missing is reported as not here. fetch-crun in this folder unpacks a
-// newer crun than Debian 12 has where bench looks for it.
+// It runs in mount and network namespaces of its own, with an empty /run and /var/lib, under a directory and a cgroup parent of
+// its own, and removes what it made; it kills only what it started. A peer that is missing or does not start is told and left
+// out. fetch-crun in this folder unpacks a newer crun than Debian 12 has where bench looks for it; CRI-O then starts it through a
+// shell script, since its loader is named on the command line: a crun that is one file spares it that.
 package main

@@ -13,14 +13,25 @@ import (
 const (
 	lapUp       = "RunPodSandbox + CreateContainer + StartContainer"
 	lapCRIStart = "StartContainer"
+	lapStop     = "StopContainer"
+	lapStopPod  = "StopPodSandbox"
 	lapSync     = "ExecSync of true"
-	lifeTarget  = 1.0 / 12
-	syncTarget  = 1.0 / 10
+)
+
+// Targets of DESIGN.md, ours / the better peer.
+const (
+	upTarget         = 1.0 / 6
+	stopTarget       = 1.0 / 8
+	stopPodTarget    = 1.0
+	hostRateTarget   = 1.0 / 5
+	bridgeRateTarget = 1.0 / 2
+	syncTarget       = 1.0 / 5
+	besidePlugins    = 15 * time.Millisecond // what ours may take with a bridge, beside the plugins
 )
 
 // life takes a pod from RunPodSandbox to its removal.
-func (d *daemon) life(ctx context.Context) ([]lap, error) {
-	p, err := d.newPod()
+func (d *daemon) life(ctx context.Context, net network) ([]lap, error) {
+	p, err := d.newPod(net)
 	if err != nil {
 		return nil, err
 	}
@@ -32,9 +43,9 @@ func (d *daemon) life(ctx context.Context) ([]lap, error) {
 		{"RunPodSandbox", p.run},
 		{"CreateContainer", func(ctx context.Context) error { return p.create(ctx, p.containerConfig()) }},
 		{lapCRIStart, p.start},
-		{"StopContainer", p.stopContainer},
+		{lapStop, p.stopContainer},
 		{"RemoveContainer", p.removeContainer},
-		{"StopPodSandbox", p.stopSandbox},
+		{lapStopPod, p.stopSandbox},
 		{"RemovePodSandbox", p.removeSandbox},
 	}
 	for _, s := range steps {
@@ -52,7 +63,11 @@ func (d *daemon) life(ctx context.Context) ([]lap, error) {
 	return l.all, nil
 }
 
-// measureLife measures pods over the sockets, one after another and eight at a time.
+func (d *daemon) lives(net network) contender {
+	return contender{d.name, func(ctx context.Context) ([]lap, error) { return d.life(ctx, net) }}
+}
+
+// measureLife measures pods on the host network over the sockets, one after another and eight at a time.
 func measureLife(ctx context.Context, b *bench) error {
 	all, err := b.daemons(ctx)
 	if err != nil {
@@ -63,30 +78,69 @@ func measureLife(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range all {
-		everybody = append(everybody, contender{d.name, d.life})
-	}
-	loop, err := inTurns(ctx, b.rounds(60), 0, everybody)
+	loop, lone, err := b.takeLives(ctx, all, onHost, everybody)
 	if err != nil {
 		return err
+	}
+	for _, r := range []struct {
+		how string
+		results
+	}{{"back to back", loop}, {"every 100 ms", lone}} {
+		b.compareDaemons(lapUp+", host network, "+r.how, r.results, lapUp, upTarget)
+		b.compareDaemons(lapStop+", killed, "+r.how, r.results, lapStop, stopTarget)
+		b.compareDaemons(lapStopPod+", host network, "+r.how, r.results, lapStopPod, stopPodTarget)
+		for _, p := range b.peers {
+			b.compare("CRI: StartContainer / "+p.name+" run, "+r.how, r.find(ours, lapCRIStart), r.find(p.name, lapRun), startTarget[p.name])
+		}
+	}
+	return b.throughput(ctx, all, onHost, hostRateTarget)
+}
+
+// measureBridge measures the same with a bridge network, beside the plugins alone.
+func measureBridge(ctx context.Context, b *bench) error {
+	all, err := b.daemons(ctx)
+	if err != nil {
+		return err
+	}
+	heading("CRI: life of a pod with one container on a bridge network, ms")
+	plugins, err := b.pluginsAlone()
+	if err != nil {
+		return err
+	}
+	loop, lone, err := b.takeLives(ctx, all, onBridge, []contender{plugins})
+	if err != nil {
+		return err
+	}
+	for _, r := range []struct {
+		how string
+		results
+	}{{"back to back", loop}, {"every 100 ms", lone}} {
+		own, add := r.find(ours, lapUp).percentile(0.5), r.find(alone, lapAdd).percentile(0.5)
+		b.ratio("CRI: "+lapUp+", bridge, "+r.how+" / plugins' own ADD and 15 ms", ms(own)+" ms", ms(add)+" + 15 ms", float64(own)/float64(add+besidePlugins), 1)
+		b.compareDaemons(lapUp+", bridge, "+r.how, r.results, lapUp, noTarget)
+		b.compareDaemons(lapStopPod+", bridge, "+r.how, r.results, lapStopPod, noTarget)
+	}
+	return b.throughput(ctx, all, onBridge, bridgeRateTarget)
+}
+
+// takeLives lets the daemons and everybody else take turns, back to back and lone, and prints their times and our stages.
+func (b *bench) takeLives(ctx context.Context, all []*daemon, net network, everybody []contender) (loop, lone results, err error) {
+	for _, d := range all {
+		everybody = append(everybody, d.lives(net))
+	}
+	if loop, err = inTurns(ctx, b.rounds(60), 0, everybody); err != nil {
+		return nil, nil, err
 	}
 	stages, err := all[0].operations(ctx)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	lone, err := inTurns(ctx, b.rounds(25), loneGap, everybody)
-	if err != nil {
-		return err
+	if lone, err = inTurns(ctx, b.rounds(25), loneGap, everybody); err != nil {
+		return nil, nil, err
 	}
 	printTimes(loop, lone)
-	b.compare("CRI: "+lapUp+" / containerd, back to back", loop.find(ours, lapUp), loop.find(peerDaemon, lapUp), lifeTarget)
-	b.compare("CRI: "+lapUp+" / containerd, every 100 ms", lone.find(ours, lapUp), lone.find(peerDaemon, lapUp), lifeTarget)
-	for _, p := range b.peers {
-		b.compare("CRI: StartContainer / "+p.name+" run, back to back", loop.find(ours, lapCRIStart), loop.find(p.name, lapRun), startTarget[p.name])
-		b.compare("CRI: StartContainer / "+p.name+" run, every 100 ms", lone.find(ours, lapCRIStart), lone.find(p.name, lapRun), startTarget[p.name])
-	}
-	printStages(stages)
-	return b.throughput(ctx, all)
+	printStages(stages, net)
+	return loop, lone, nil
 }
 
 // lifePeers are the OCI runtimes, to compare StartContainer with.
@@ -111,7 +165,7 @@ func (b *bench) lifePeers() ([]contender, error) {
 }
 
 // printStages prints what each stage of criserver's operations took, as the flight recorder has it.
-func printStages(operations []operation) {
+func printStages(operations []operation, net network) {
 	var r results
 	for _, o := range operations {
 		if o.Error != "" || len(o.Stages) == 0 {
@@ -122,7 +176,7 @@ func printStages(operations []operation) {
 			r.add(o.Name, lap{s.Name, s.Took})
 		}
 	}
-	heading("CRI: stages of criserver, from its flight recorder, ms")
+	heading("CRI: stages of criserver with the " + string(net) + " network, from its flight recorder, ms")
 	t := table{header: []string{"operation", "stage", "p50", "p99", "times"}}
 	for _, s := range r {
 		t.add(s.contender, s.lap, ms(s.percentile(0.5)), ms(s.percentile(0.99)), fmt.Sprint(len(s.times)))
@@ -131,9 +185,10 @@ func printStages(operations []operation) {
 }
 
 // throughput lets eight workers take pods through their whole lives.
-func (b *bench) throughput(ctx context.Context, all []*daemon) error {
-	heading("CRI: whole lives of pods, 8 in parallel")
+func (b *bench) throughput(ctx context.Context, all []*daemon, net network, target float64) error {
+	heading("CRI: whole lives of pods with the " + string(net) + " network, 8 in parallel")
 	t := table{header: []string{"", "pods/s", "pods"}}
+	rates := map[string]float64{}
 	for _, d := range all {
 		n := b.rounds(160)
 		if d.name != ours {
@@ -141,71 +196,16 @@ func (b *bench) throughput(ctx context.Context, all []*daemon) error {
 		}
 		began := time.Now()
 		err := parallel(ctx, 8, n, func(ctx context.Context, _ int) error {
-			_, err := d.life(ctx)
+			_, err := d.life(ctx, net)
 			return err
 		})
 		if err != nil {
 			return fmt.Errorf("%s, 8 in parallel: %w", d.name, err)
 		}
-		t.add(d.name, fmt.Sprintf("%.1f", float64(n)/time.Since(began).Seconds()), fmt.Sprint(n))
+		rates[d.name] = float64(n) / time.Since(began).Seconds()
+		t.add(d.name, fmt.Sprintf("%.1f", rates[d.name]), fmt.Sprint(n))
 	}
 	t.print()
-	return nil
-}
-
-// measureSync measures ExecSync over the sockets, one at a time and eight.
-func measureSync(ctx context.Context, b *bench) error {
-	all, err := b.daemons(ctx)
-	if err != nil {
-		return err
-	}
-	var everybody []contender
-	pods := map[string]*pod{}
-	for _, d := range all {
-		p, err := d.newPod()
-		if err != nil {
-			return err
-		}
-		if err := p.up(ctx); err != nil {
-			return fmt.Errorf("%s: %w", d.name, err)
-		}
-		pods[d.name] = p
-		everybody = append(everybody, contender{d.name, func(ctx context.Context) ([]lap, error) {
-			l := startLaps()
-			err := p.exec(ctx, "true")
-			l.total(lapSync)
-			return l.all, err
-		}})
-	}
-	loop, err := inTurns(ctx, b.rounds(200), 0, everybody)
-	if err != nil {
-		return err
-	}
-	lone, err := inTurns(ctx, b.rounds(60), loneGap, everybody)
-	if err != nil {
-		return err
-	}
-	heading("CRI: ExecSync of true, ms")
-	printTimes(loop, lone)
-	b.compare("CRI: "+lapSync+" / containerd, back to back", loop.find(ours, lapSync), loop.find(peerDaemon, lapSync), syncTarget)
-	b.compare("CRI: "+lapSync+" / containerd, every 100 ms", lone.find(ours, lapSync), lone.find(peerDaemon, lapSync), syncTarget)
-	fmt.Println()
-	t := table{header: []string{"execs a second", "1", "8 in parallel"}}
-	for _, d := range all {
-		row := []string{d.name}
-		for _, workers := range []int{1, 8} {
-			n := b.rounds(80)
-			if d.name == ours {
-				n = b.rounds(1000)
-			}
-			began := time.Now()
-			if err := parallel(ctx, workers, n, func(ctx context.Context, _ int) error { return pods[d.name].exec(ctx, "true") }); err != nil {
-				return err
-			}
-			row = append(row, fmt.Sprintf("%.0f", float64(n)/time.Since(began).Seconds()))
-		}
-		t.add(row...)
-	}
-	t.print()
+	b.compareRates("pods a second, whole lives, 8 in parallel, "+string(net)+" network", "pods/s", rates, target)
 	return nil
 }

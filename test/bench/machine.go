@@ -25,10 +25,12 @@ func describeMachine(b *bench) string {
 	for _, p := range b.peers {
 		fmt.Fprintf(&out, "- peer: %s\n", p.version)
 	}
-	if path, err := exec.LookPath(b.containerd); err == nil {
-		fmt.Fprintf(&out, "- peer: %s\n", firstLine(exec.Command(path, "--version")))
-	} else {
-		fmt.Fprintf(&out, "- not here: containerd: %v\n", err)
+	for _, p := range b.peerDaemons() {
+		if path, err := exec.LookPath(p.path); err == nil {
+			fmt.Fprintf(&out, "- peer: %s\n", firstLine(exec.Command(path, "--version")))
+		} else {
+			fmt.Fprintf(&out, "- not here: %s: %v\n", p.name, err)
+		}
 	}
 	for _, m := range b.missing {
 		fmt.Fprintf(&out, "- not here: %s\n", m)

@@ -22,7 +22,7 @@ type part struct {
 
 var parts = []part{
 	{"start", measureStart}, {"exec", measureExec}, {"mounts", measureMounts}, {"unpack", measureUnpack}, {"logs", measureLogs},
-	{"cri", measureLife}, {"sync", measureSync}, {"memory", measureMemory}, {"stats", measureStats},
+	{"cri", measureLife}, {"bridge", measureBridge}, {"sync", measureSync}, {"lists", measureLists}, {"stats", measureStats}, {"memory", measureMemory},
 }
 
 // options are what the command line says.
@@ -32,6 +32,10 @@ type options struct {
 	runc       string
 	crun       string
 	containerd string
+	crio       string
+	conmon     string
+	pinns      string
+	plugins    string
 	criserver  string
 	pause      string
 	pods       int
@@ -47,7 +51,11 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "comma-separated parts: "+partNames())
 	flag.StringVar(&o.runc, "runc", "runc", "runc, on PATH or with a path")
 	flag.StringVar(&o.crun, "crun", "", "crun and arguments before its own; empty: what fetch-crun fetched, else that on PATH")
-	flag.StringVar(&o.containerd, "containerd", "containerd", "containerd, on PATH or with a path; ctr beside it")
+	flag.StringVar(&o.containerd, "containerd", "containerd", "containerd, on PATH or with a path; its shim and ctr beside it")
+	flag.StringVar(&o.crio, "crio", "crio", "CRI-O, on PATH or with a path; it runs crun")
+	flag.StringVar(&o.conmon, "conmon", "conmon", "conmon of CRI-O, on PATH or with a path")
+	flag.StringVar(&o.pinns, "pinns", "pinns", "pinns of CRI-O, on PATH or with a path")
+	flag.StringVar(&o.plugins, "plugins", "bin/cni", "directory of the CNI plugins that all daemons run")
 	flag.StringVar(&o.criserver, "criserver", "bin/criserver", "criserver")
 	flag.StringVar(&o.pause, "pause", "bin/pause", "pause")
 	flag.IntVar(&o.pods, "pods", 100, "pods of which statistics are measured")
@@ -60,7 +68,7 @@ func main() {
 		fail(errors.New("containers need root"))
 	}
 	if os.Getenv(insideEnv) == "" {
-		os.Exit(reexec()) // in a mount namespace of its own
+		os.Exit(reexec()) // in namespaces of its own
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()

@@ -11,7 +11,15 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// pod is one pod with one container, as a kubelet would make it for a pod on the host network.
+// network is what a pod's containers see.
+type network string
+
+const (
+	onHost   network = "host"
+	onBridge network = "bridge" // with an address, by plugins that the daemon runs
+)
+
+// pod is one pod with one container, as a kubelet would make it.
 type pod struct {
 	d         *daemon
 	id        string
@@ -19,7 +27,7 @@ type pod struct {
 	container string
 }
 
-func (d *daemon) newPod() (*pod, error) {
+func (d *daemon) newPod(net network) (*pod, error) {
 	uid := randomID()[:32]
 	logs := d.path("logs/" + uid)
 	p := &pod{d: d, config: &cri.PodSandboxConfig{
@@ -35,6 +43,15 @@ func (d *daemon) newPod() (*pod, error) {
 			Resources: &cri.LinuxContainerResources{CpuShares: 2},
 		},
 	}}
+	if net == onBridge {
+		p.config.Hostname = p.config.GetMetadata().GetName()
+		p.config.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_POD
+	}
+	return p, errors.Join(d.makeVolumes(), os.MkdirAll(logs, 0o755))
+}
+
+// makeVolumes makes what all containers of d have mounted.
+func (d *daemon) makeVolumes() error {
 	files := filepath.Join(d.dir, "volumes")
 	for _, v := range volumes {
 		if _, err := os.Stat(filepath.Join(files, v.name)); err == nil {
@@ -42,13 +59,13 @@ func (d *daemon) newPod() (*pod, error) {
 		}
 		if v.dir {
 			if err := os.MkdirAll(filepath.Join(files, v.name), 0o755); err != nil {
-				return nil, err
+				return err
 			}
 		} else if err := errors.Join(os.MkdirAll(files, 0o755), os.WriteFile(filepath.Join(files, v.name), []byte("x\n"), 0o644)); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return p, os.MkdirAll(logs, 0o755)
+	return nil
 }
 
 func (p *pod) run(ctx context.Context) error {
@@ -61,7 +78,7 @@ func (p *pod) run(ctx context.Context) error {
 func (p *pod) containerConfig(command ...string) *cri.ContainerConfig {
 	c := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "main"},
-		Image:    &cri.ImageSpec{Image: p.d.image},
+		Image:    &cri.ImageSpec{Image: p.d.image, UserSpecifiedImage: p.d.image},
 		Command:  command,
 		LogPath:  "main.log",
 		Envs:     []*cri.KeyValue{{Key: "KUBERNETES_SERVICE_HOST", Value: []byte("10.96.0.1")}, {Key: "KUBERNETES_SERVICE_PORT", Value: []byte("443")}},
@@ -139,6 +156,11 @@ func (p *pod) up(ctx context.Context, command ...string) error {
 func (p *pod) remove(ctx context.Context) error {
 	if p.id == "" {
 		return nil
+	}
+	if p.container != "" {
+		if err := p.stopContainer(ctx); err != nil { // without, peers give it ten seconds
+			return err
+		}
 	}
 	if err := p.stopSandbox(ctx); err != nil {
 		return err

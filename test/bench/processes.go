@@ -14,7 +14,7 @@ import (
 // process is one that a daemon is or has started.
 type process struct {
 	pid  int
-	name string // its role: daemon, shim, sandbox, container
+	name string // its role: daemon, shim, conmon, sandbox, container
 }
 
 // processes finds the daemon, its shims (which name its socket) and all that is in its cgroup parent. containers are
@@ -35,6 +35,8 @@ func (d *daemon) processes(containers []string) ([]process, error) {
 		switch {
 		case pid == d.cmd.Process.Pid:
 			all = append(all, process{pid: pid, name: "daemon"})
+		case isMonitor(arguments) && bytes.Contains(arguments, []byte(d.dir+"/")): // its cgroup is named after the container
+			all = append(all, process{pid: pid, name: "conmon"})
 		case bytes.Contains(cgroups, []byte(":"+d.parent+"/")):
 			all = append(all, process{pid: pid, name: role(cgroups, containers)})
 		case bytes.Contains(arguments, []byte(d.dir+"/")):
@@ -42,6 +44,11 @@ func (d *daemon) processes(containers []string) ([]process, error) {
 		}
 	}
 	return all, nil
+}
+
+func isMonitor(arguments []byte) bool {
+	program, _, _ := bytes.Cut(arguments, []byte{0})
+	return bytes.HasSuffix(program, []byte("/conmon"))
 }
 
 func role(cgroups []byte, containers []string) string {

@@ -9,7 +9,7 @@ import (
 // noTarget marks a ratio that is told without being asked for.
 const noTarget = 0
 
-// ratio is a figure of ours beside another one, mostly those that issue 2 sets a target for.
+// ratio is a figure of ours beside another one, mostly those that DESIGN.md or an issue sets a target for.
 type ratio struct {
 	figure       string
 	ours, theirs string
@@ -30,12 +30,41 @@ func (b *bench) compare(figure string, ours, theirs *series, target float64) {
 	b.ratio(figure, ms(o)+" ms", ms(t)+" ms", float64(o)/float64(t), target)
 }
 
+// compareDaemons adds the ratio of ours to the better peer's, by the medians of one lap; without a peer it adds nothing.
+func (b *bench) compareDaemons(figure string, r results, lap string, target float64) {
+	own, best := r.find(ours, lap), (*series)(nil)
+	for _, p := range b.peerDaemons() {
+		if s := r.find(p.name, lap); s != nil && (best == nil || s.percentile(0.5) < best.percentile(0.5)) {
+			best = s
+		}
+	}
+	if own == nil || best == nil {
+		return
+	}
+	o, t := own.percentile(0.5), best.percentile(0.5)
+	b.ratio("CRI: "+figure, ms(o)+" ms", ms(t)+" ms, "+best.contender, float64(o)/float64(t), target)
+}
+
+// compareRates adds the ratio of the better peer's rate to ours: the target is how much less time we may take.
+func (b *bench) compareRates(figure, unit string, rates map[string]float64, target float64) {
+	best := ""
+	for _, p := range b.peerDaemons() {
+		if rates[p.name] > rates[best] {
+			best = p.name
+		}
+	}
+	if best == "" || rates[ours] == 0 {
+		return
+	}
+	b.ratio("CRI: "+figure, fmt.Sprintf("%.3g %s", rates[ours], unit), fmt.Sprintf("%.3g %s, %s", rates[best], unit, best), rates[best]/rates[ours], target)
+}
+
 func (b *bench) printRatios() {
 	if len(b.ratios) == 0 {
 		return
 	}
 	heading("What it must reach")
-	t := table{header: []string{"figure (p50)", "ours", "peer", "ratio", "target", ""}}
+	t := table{header: []string{"figure (p50)", "ours", "better peer", "ratio", "target", ""}}
 	for _, r := range b.ratios {
 		target, verdict := "<= "+fraction(r.target), "reached"
 		switch {

@@ -1,9 +1,10 @@
-package main
+package lists
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -23,13 +24,13 @@ type kind struct {
 }
 
 func (n *node) kinds() []kind {
-	if n.options.stats {
+	if n.options.Stats {
 		return statistics
 	}
 	pod := func(i int) string { return n.pods[i%len(n.pods)] }
 	container := func(i int) string { return n.containers[i*7919%len(n.containers)] }
 	return []kind{
-		{"ListContainers", "ListContainers", func(int) proto.Message { return &cri.ListContainersRequest{} }, func() proto.Message { return &cri.ListContainersResponse{} }},
+		{Whole, "ListContainers", func(int) proto.Message { return &cri.ListContainersRequest{} }, func() proto.Message { return &cri.ListContainersResponse{} }},
 		{"ListContainers of a pod", "ListContainers", func(i int) proto.Message {
 			return &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: pod(i)}}
 		}, func() proto.Message { return &cri.ListContainersResponse{} }},
@@ -47,20 +48,72 @@ var statistics = []kind{
 	{"ListPodSandboxMetrics", "ListPodSandboxMetrics", func(int) proto.Message { return &cri.ListPodSandboxMetricsRequest{} }, func() proto.Message { return &cri.ListPodSandboxMetricsResponse{} }},
 }
 
-// measure asks each kind of request in each parallelism and prints a row of it.
-func (n *node) measure(ctx context.Context, conn *grpc.ClientConn) error {
-	fmt.Print("| request | parallel | p50 | p99 | decoded p50 | p99 | bytes | requests/s |\n|---|---|---|---|---|---|---|---|\n")
+// Options say what is made on the server, and how often it is asked.
+type Options struct {
+	Image      string // of the containers, which must be present
+	Parent     string // cgroup parent of the pods
+	Pods       int
+	Containers int  // of all pods together
+	Requests   int  // of each kind and parallelism
+	Stats      bool // the containers are started, and statistics are asked for instead
+	Parallel   []int
+}
+
+// Report is what was found out.
+type Report struct {
+	Pods, Containers int
+	Made             time.Duration // what making them took
+	Rows             []Row
+}
+
+// Row is one kind of request in one parallelism.
+type Row struct {
+	Request         string
+	Parallel        int
+	Answered        Percentiles // until the client has the bytes
+	Decoded         Percentiles // until the client has decoded them, too
+	Bytes           int         // of one answer
+	RequestsASecond float64
+}
+
+// Percentiles are of all requests of a row.
+type Percentiles struct{ P50, P99 time.Duration }
+
+// Whole is the request for the list of all containers.
+const Whole = "ListContainers"
+
+// cleanBound is how long removing what was made may take.
+const cleanBound = 3 * time.Minute
+
+// ownMemory is until when this process collects no garbage while it asks.
+const ownMemory = 1 << 30
+
+// Measure makes pods and containers, asks for each kind of request, and removes what it made.
+func Measure(ctx context.Context, conn *grpc.ClientConn, o Options) (r *Report, err error) {
+	n := &node{runtime: cri.NewRuntimeServiceClient(conn), options: o}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanBound)
+		defer cancel()
+		err = errors.Join(err, n.remove(clean))
+	}()
+	began := time.Now()
+	if err := n.fill(ctx); err != nil {
+		return nil, err
+	}
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(ownMemory))
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // its pauses would count as the server's
+	r = &Report{Pods: len(n.pods), Containers: len(n.containers), Made: time.Since(began)}
 	for _, k := range n.kinds() {
-		for _, parallel := range n.options.parallel {
-			r, err := n.ask(ctx, conn, k, parallel)
+		for _, parallel := range o.Parallel {
+			t, err := n.ask(ctx, conn, k, parallel)
 			if err != nil {
-				return fmt.Errorf("%s, %d at the same time: %w", k.name, parallel, err)
+				return nil, fmt.Errorf("%s, %d at the same time: %w", k.name, parallel, err)
 			}
-			fmt.Printf("| %s | %d | %s | %s | %s | %s | %d | %.0f |\n", k.name, parallel, r.of(answered, 0.5), r.of(answered, 0.99), r.of(decoded, 0.5), r.of(decoded, 0.99),
-				r.bytes, float64(n.options.requests)/r.took.Seconds())
+			r.Rows = append(r.Rows, Row{Request: k.name, Parallel: parallel, Answered: t.of(answered), Decoded: t.of(decoded), Bytes: t.bytes,
+				RequestsASecond: float64(o.Requests) / t.took.Seconds()})
 		}
 	}
-	return nil
+	return r, nil
 }
 
 // times of one kind of request.
@@ -75,14 +128,14 @@ type lap struct{ answered, decoded time.Duration }
 func answered(l lap) time.Duration { return l.answered }
 func decoded(l lap) time.Duration  { return l.decoded }
 
-// of is a percentile, in milliseconds.
-func (t *times) of(what func(lap) time.Duration, q float64) string {
+func (t *times) of(what func(lap) time.Duration) Percentiles {
 	sorted := make([]time.Duration, 0, len(t.all))
 	for _, l := range t.all {
 		sorted = append(sorted, what(l))
 	}
 	slices.Sort(sorted)
-	return fmt.Sprintf("%.2f", float64(sorted[min(int(q*float64(len(sorted))), len(sorted)-1)])/float64(time.Millisecond))
+	at := func(q float64) time.Duration { return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)] }
+	return Percentiles{at(0.5), at(0.99)}
 }
 
 // warmUp is how many requests before the others are not counted.
@@ -95,14 +148,14 @@ func (n *node) ask(ctx context.Context, conn *grpc.ClientConn, k kind, parallel 
 			return nil, err
 		}
 	}
-	t := &times{all: make([]lap, n.options.requests)}
+	t := &times{all: make([]lap, n.options.Requests)}
 	errs := make([]error, parallel)
 	began := time.Now()
 	var wg sync.WaitGroup
 	for w := range parallel {
 		wg.Go(func() {
 			answer := make([]byte, 0, cap(answer))
-			for i := w; i < n.options.requests && errs[w] == nil; i += parallel {
+			for i := w; i < n.options.Requests && errs[w] == nil; i += parallel {
 				t.all[i], errs[w] = k.once(ctx, conn, i, &answer)
 			}
 			if w == 0 {

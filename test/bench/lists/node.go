@@ -1,4 +1,4 @@
-package main
+package lists
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 // node is what was made on the server.
 type node struct {
 	runtime cri.RuntimeServiceClient
-	options options
+	options Options
 
 	mu         sync.Mutex
 	pods       []string
@@ -29,9 +29,9 @@ const makers = 4
 func (n *node) fill(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(makers)
-	for i := range n.options.pods {
-		share := n.options.containers / n.options.pods
-		if i < n.options.containers%n.options.pods {
+	for i := range n.options.Pods {
+		share := n.options.Containers / n.options.Pods
+		if i < n.options.Containers%n.options.Pods {
 			share++
 		}
 		g.Go(func() error { return n.makePod(ctx, i, share) })
@@ -56,7 +56,7 @@ func (n *node) makePod(ctx context.Context, i, containers int) error {
 		n.mu.Lock()
 		n.containers = append(n.containers, c.GetContainerId())
 		n.mu.Unlock()
-		if !n.options.stats {
+		if !n.options.Stats {
 			continue
 		}
 		if _, err := n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: c.GetContainerId()}); err != nil {
@@ -66,9 +66,17 @@ func (n *node) makePod(ctx context.Context, i, containers int) error {
 	return nil
 }
 
-// remove removes the pods, and with them the containers.
+// remove removes the pods, and with them the containers. Without a kill CRI-O gives each ten seconds to end, though none was started.
 func (n *node) remove(ctx context.Context) error {
-	var g errgroup.Group
+	var kill, g errgroup.Group
+	kill.SetLimit(makers)
+	for _, id := range n.containers {
+		kill.Go(func() error {
+			_, err := n.runtime.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id})
+			return err
+		})
+	}
+	_ = kill.Wait() // what cannot be killed is stopped with its pod
 	g.SetLimit(makers)
 	for _, id := range n.pods {
 		g.Go(func() error {
@@ -89,7 +97,7 @@ func (n *node) podConfig(i int) *cri.PodSandboxConfig {
 		Annotations: map[string]string{"kubernetes.io/config.seen": "2026-08-01T00:00:00.000000000Z", "kubernetes.io/config.source": "api"},
 		DnsConfig:   &cri.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: []string{"bench.svc.cluster.local", "svc.cluster.local", "cluster.local"}, Options: []string{"ndots:5"}},
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent: n.options.parent + "/pod" + uid(name),
+			CgroupParent: n.options.Parent + "/pod" + uid(name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{
 				NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER},
 				Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
@@ -108,7 +116,7 @@ func (n *node) containerConfig(pod *cri.PodSandboxConfig, j int) *cri.ContainerC
 	name := fmt.Sprintf("container-%d", j)
 	c := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name},
-		Image:    &cri.ImageSpec{Image: n.options.image, UserSpecifiedImage: n.options.image},
+		Image:    &cri.ImageSpec{Image: n.options.Image, UserSpecifiedImage: n.options.Image},
 		Command:  []string{"sleep", "1000000"},
 		Labels: map[string]string{"io.kubernetes.container.name": name, "io.kubernetes.pod.name": pod.Metadata.Name,
 			"io.kubernetes.pod.namespace": "bench", "io.kubernetes.pod.uid": pod.Metadata.Uid},

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/criserver/criserver/test/bench/lists"
+)
+
+// listTarget is what DESIGN.md gives the list of listContainers containers, in 99 of 100 cases.
+const (
+	listTarget     = 2 * time.Millisecond
+	listContainers = 1000
+)
+
+// measureLists asks for lists and statuses with 100 containers, and criserver with listContainers, too.
+func measureLists(ctx context.Context, b *bench) error {
+	all, err := b.daemons(ctx)
+	if err != nil {
+		return err
+	}
+	heading("CRI: lists and statuses, until the client has the answer, ms")
+	t := table{header: []string{"", "containers", "request", "parallel", "p50", "p99", "bytes", "requests/s"}}
+	var whole results // the 99th percentiles of each
+	for _, d := range all {
+		counts := []int{100}
+		if d.name == ours && !b.quick {
+			counts = append(counts, listContainers)
+		}
+		for _, n := range counts {
+			r, err := lists.Measure(ctx, d.conn, lists.Options{Image: d.image, Parent: d.parent, Pods: n / 50, Containers: n, Requests: b.rounds(1000), Parallel: []int{1, 8}})
+			if err != nil {
+				return fmt.Errorf("%s: %w", d.name, err)
+			}
+			for _, row := range r.Rows {
+				t.add(d.name, fmt.Sprint(n), row.Request, fmt.Sprint(row.Parallel), ms(row.Answered.P50), ms(row.Answered.P99), fmt.Sprint(row.Bytes), fmt.Sprintf("%.0f", row.RequestsASecond))
+				if row.Request == lists.Whole && row.Parallel == 1 {
+					whole.add(d.name, lap{fmt.Sprint(n), row.Answered.P99})
+				}
+			}
+		}
+	}
+	t.print()
+	b.compareDaemons("ListContainers p99, 100 containers", whole, "100", noTarget)
+	if most := whole.find(ours, fmt.Sprint(listContainers)); most != nil {
+		p99 := most.percentile(0.5) // the only one
+		b.ratio(fmt.Sprintf("CRI: ListContainers p99, %d containers / target", listContainers), ms(p99)+" ms", "target "+ms(listTarget)+" ms", float64(p99)/float64(listTarget), 1)
+	}
+	return nil
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// measureSync measures ExecSync over the sockets, one at a time and eight.
+func measureSync(ctx context.Context, b *bench) error {
+	all, err := b.daemons(ctx)
+	if err != nil {
+		return err
+	}
+	var everybody []contender
+	pods := map[string]*pod{}
+	for _, d := range all {
+		p, err := d.newPod(onHost)
+		if err != nil {
+			return err
+		}
+		if err := p.up(ctx); err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+		pods[d.name] = p
+		everybody = append(everybody, contender{d.name, func(ctx context.Context) ([]lap, error) {
+			l := startLaps()
+			err := p.exec(ctx, "true")
+			l.total(lapSync)
+			return l.all, err
+		}})
+	}
+	loop, err := inTurns(ctx, b.rounds(200), 0, everybody)
+	if err != nil {
+		return err
+	}
+	lone, err := inTurns(ctx, b.rounds(60), loneGap, everybody)
+	if err != nil {
+		return err
+	}
+	heading("CRI: ExecSync of true, ms")
+	printTimes(loop, lone)
+	b.compareDaemons(lapSync+", back to back", loop, lapSync, syncTarget)
+	b.compareDaemons(lapSync+", every 100 ms", lone, lapSync, syncTarget)
+	return b.execRates(ctx, all, pods)
+}
+
+// execRates measures how many ExecSyncs each daemon answers in a second.
+func (b *bench) execRates(ctx context.Context, all []*daemon, pods map[string]*pod) error {
+	fmt.Println()
+	t := table{header: []string{"execs a second"}}
+	rows := make([][]string, len(all))
+	for _, workers := range []int{1, 8} {
+		t.header = append(t.header, fmt.Sprintf("%d in parallel", workers))
+		rates := map[string]float64{}
+		for i, d := range all {
+			n := b.rounds(100)
+			if d.name == ours {
+				n = b.rounds(1000)
+			}
+			began := time.Now()
+			if err := parallel(ctx, workers, n, func(ctx context.Context, _ int) error { return pods[d.name].exec(ctx, "true") }); err != nil {
+				return fmt.Errorf("%s: %w", d.name, err)
+			}
+			rates[d.name] = float64(n) / time.Since(began).Seconds()
+			rows[i] = append(rows[i], fmt.Sprintf("%.0f", rates[d.name]))
+		}
+		b.compareRates(fmt.Sprintf("ExecSync of true, %d in parallel", workers), "a second", rates, syncTarget)
+	}
+	for i, d := range all {
+		t.add(append([]string{d.name}, rows[i]...)...)
+	}
+	t.print()
+	return nil
+}
