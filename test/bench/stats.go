@@ -100,7 +100,7 @@ func measureStats(ctx context.Context, b *bench) error {
 		}
 		everybody = append(everybody, contender{d.name, d.statsRound(n)})
 	}
-	loop, err := inTurns(ctx, b.rounds(20), statsGap, everybody)
+	loop, err := inTurns(ctx, b.rounds(12), statsGap, everybody)
 	if err != nil {
 		return err
 	}
