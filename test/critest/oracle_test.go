@@ -1,6 +1,7 @@
 package critest
 
 import (
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -47,8 +48,8 @@ func check(t *testing.T, d *daemon) {
 		leak.Files(d.state(), d.root(), d.cniDir(), d.plugins(), d.certs(), "/var/lib/cni"), leak.Files(runDirs()...))
 }
 
-// descriptors is what those of the daemon lead to, without the mounts of layers: each that was used once is kept until it is
-// removed. One mount a layer is left out, more are not.
+// descriptors is what those of the daemon lead to, without the mounts and directories of layers: each that was used once is
+// kept until it is removed. One a layer is left out, more are not.
 func (d *daemon) descriptors(t testing.TB) []string {
 	t.Helper()
 	lines, err := leak.DescriptorsOf(d.cmd.Process.Pid)
@@ -65,12 +66,17 @@ func (d *daemon) descriptors(t testing.TB) []string {
 		if strings.HasPrefix(filepath.Base(line), "cpu.") && !strings.Contains(line, suite.cgroups) {
 			return true
 		}
-		if line != layer || left == 0 {
+		if line != layer && !isLayer(line, layers) || left == 0 {
 			return false
 		}
 		left--
 		return true
 	})
+}
+
+// isLayer says whether a descriptor's target is the directory of a layer, or its place in criserver's namespace of layers.
+func isLayer(target string, layers []string) bool {
+	return strings.HasPrefix(target, "/l/") || path.Base(target) == "fs" && slices.Contains(layers, path.Dir(target))
 }
 
 // settleDescriptors waits a while until the daemon has no more descriptors of any sort than before, and returns those that
