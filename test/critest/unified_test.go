@@ -45,7 +45,7 @@ func TestUnified(t *testing.T) {
 				t.Fatal("no error")
 			}
 			t.Log(err)
-			refused(t, err, codes.Unknown, key)
+			refused(t, err, codes.InvalidArgument, key)
 		})
 	}
 }
