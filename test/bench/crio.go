@@ -13,7 +13,7 @@ import (
 
 const peerCRIO = "CRI-O"
 
-// crioConfig is the default but for directories, the cgroupfs driver, and an image for sandboxes.
+// crioConfig is the default but for directories, the cgroupfs driver, an image for sandboxes, and the metrics of pods, of which it has none otherwise.
 const crioConfig = `[crio]
 root = %q
 runroot = %q
@@ -48,6 +48,8 @@ signature_policy_dir = %q
 [crio.network]
 network_dir = %q
 plugin_dirs = [%q]
+[crio.stats]
+included_pod_metrics = ["all"]
 [crio.nri]
 enable_nri = true
 nri_listen = %q
