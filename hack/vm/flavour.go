@@ -33,8 +33,8 @@ var flavours = map[string]flavour{
 		params: append([]string{"apparmor=1", "security=apparmor"}, systemdParams...), driver: "systemd",
 	},
 	"hybrid": {
-		about:  "Linux of trixie, cgroup v1 with a cgroup2 beside it, systemd, AppArmor",
-		kernel: kernelOf("trixie"), root: rootOf("bookworm", "apparmor", "apparmor"), init: systemdInit,
+		about:  "Linux 6.1 of bookworm, cgroup v1 with a cgroup2 beside it, systemd, AppArmor",
+		kernel: kernelOf("bookworm"), root: rootOf("bookworm", "apparmor", "apparmor"), init: systemdInit,
 		params: append([]string{"apparmor=1", "security=apparmor", "systemd.unified_cgroup_hierarchy=0"}, systemdParams...), driver: "systemd",
 	},
 	"v1": {
