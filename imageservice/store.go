@@ -15,6 +15,7 @@ type LayerStore interface {
 	Begin(ctx context.Context) (*layer.Writer, error)
 	Has(diffID digest.Digest) bool
 	List() []layer.Layer
+	Users() []layer.User
 	Remove(diffID digest.Digest) (freed int64, err error)
 	Root(ctx context.Context, containerID string, diffIDs []digest.Digest, opts layer.RootOptions) (*os.File, error)
 	RemoveRoot(containerID string) error

@@ -270,6 +270,16 @@ func (c *container) measureLayer(ctx context.Context) {
 	}
 }
 
+// Written is what a container has written to its root, as far as it is known.
+func (s *Service) Written(id string) (bytes, inodes uint64, known bool) {
+	c, err := s.container(ContainerID(id))
+	if err != nil {
+		return 0, 0, false
+	}
+	u, known := c.layer.Usage()
+	return u.Bytes, u.Inodes, known
+}
+
 // measuring begins what goes on beside requests for statistics.
 func (s *Service) measuring() {
 	if s.config.StatsPeriod > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -118,6 +119,27 @@ func (s *Store) Roots() []string {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// User is a container whose root is built on layers.
+type User struct {
+	Container string
+	Layers    []digest.Digest // bottom first
+}
+
+// Users gives the containers that have a root, sorted, and what each keeps from being removed.
+func (s *Store) Users() []User {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	users := make([]User, 0, len(s.users))
+	for _, id := range slices.Sorted(maps.Keys(s.users)) {
+		u := User{Container: id, Layers: make([]digest.Digest, 0, len(s.users[id]))}
+		for _, e := range s.users[id] {
+			u.Layers = append(u.Layers, e.DiffID)
+		}
+		users = append(users, u)
+	}
+	return users
 }
 
 // UpperDir is the writable directory of the container's root, for counting what it holds.
