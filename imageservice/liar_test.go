@@ -268,7 +268,7 @@ func TestRegistriesThatLieAreToldAndLeaveNothing(t *testing.T) {
 					w.(http.Flusher).Flush()
 				}
 			}
-		}, ErrRegistryUnavailable, []string{"stage layers", "stalled", "attempt 3:"}},
+		}, ErrRegistryUnavailable, []string{"stage layers", "too slow: ", "attempt 3:"}},
 		"silence after the headers of the manifest": {func(_ *testing.T, l *liar) {
 			l.manifest = func(w http.ResponseWriter, r *http.Request, _ int) {
 				w.(http.Flusher).Flush()

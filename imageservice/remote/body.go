@@ -2,26 +2,24 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"time"
 )
 
-// body is a response body that must keep up a rate. Only the time spent waiting for the network counts: a reader that is
-// slow itself does not make the sender look slow.
+// errPatience is why a request is cancelled in the middle of a body; what the reader is told is pace's.
+var errPatience = unavailable{err: errors.New("the body comes too slowly")}
+
+// body is a response body that must keep up a pace.
 type body struct {
-	ctx    context.Context // of the caller; a field because io.Reader has no parameter for it
-	io     context.Context // of the request
+	io     context.Context // of the request; a field because io.Reader has no parameter for it
 	cancel context.CancelCauseFunc
 	from   *endpoint
 	rc     io.ReadCloser
-	watch  *time.Timer // fires when a read makes the window too long
-	window time.Duration
-	want   int64 // bytes in a window
-
-	waited time.Duration // in this window
-	got    int64         // in this window
+	pace   *pace
+	watch  *time.Timer // fires when a read takes longer than pace has patience
 }
 
 // stream sends one request and returns its response, the body of which is to be read through the returned *body. A window
@@ -36,30 +34,20 @@ func (s *Session) stream(ctx context.Context, e *endpoint, address string, heade
 		cancel(err)
 		return nil, nil, err
 	}
-	b := &body{ctx: ctx, io: io, cancel: cancel, from: e, rc: resp.Body, window: window}
-	b.want = int64(float64(s.cfg.MinThroughput) * window.Seconds())
-	b.watch = time.AfterFunc(time.Hour, func() {
-		cancel(unavailable{err: fmt.Errorf("stalled: less than %d bytes in %v", b.want, window)})
-	})
+	b := &body{io: io, cancel: cancel, from: e, rc: resp.Body, pace: newPace(s.cfg.MinThroughput, window)}
+	b.watch = time.AfterFunc(time.Hour, func() { cancel(errPatience) })
 	b.watch.Stop()
 	return resp, b, nil
 }
 
 func (b *body) Read(p []byte) (int, error) {
 	start := time.Now()
-	b.watch.Reset(b.window - b.waited)
+	b.watch.Reset(b.pace.patience())
 	n, err := b.rc.Read(p)
 	b.watch.Stop()
-	b.waited += time.Since(start)
-	b.got += int64(n)
-	if b.got >= b.want {
-		b.waited, b.got = 0, 0
-	} else if b.waited >= b.window {
-		b.cancel(unavailable{err: fmt.Errorf("stalled: %d of %d bytes in %v", b.got, b.want, b.window)})
-		if n > 0 {
-			return n, nil
-		}
-		return 0, context.Cause(b.io)
+	if slow := b.pace.brought(n, time.Since(start)); slow != nil && err != io.EOF {
+		b.cancel(errPatience)
+		return n, slow
 	}
 	if err != nil && err != io.EOF {
 		err = b.from.transportError(b.io, err)

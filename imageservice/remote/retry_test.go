@@ -135,7 +135,7 @@ var refusals = []refusal{
 // silences take a window each.
 var silences = []refusal{
 	{"no answer", always(hang), ErrUnavailable, true, []string{"stalled: no answer in"}},
-	{"silence in the answer", always(hangAfter(http.StatusOK, "{")), ErrUnavailable, true, []string{"stalled: "}},
+	{"silence in the answer", always(hangAfter(http.StatusOK, "{")), ErrUnavailable, true, []string{"too slow: 1 bytes in 2s"}},
 	{"silence in an error", always(hangAfter(http.StatusBadGateway, "{")), ErrUnavailable, true, []string{"502"}},
 	{"silence in a refusal", always(hangAfter(http.StatusForbidden, "{")), ErrUnauthorized, false, []string{"403"}},
 	{"token server does not answer", tokens(hang), ErrUnavailable, true, []string{"token server", "stalled: no answer in"}},
