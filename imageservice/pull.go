@@ -71,7 +71,7 @@ func pullKey(t target, auth remote.Auth) (string, error) {
 }
 
 func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string, error) {
-	session, err := remote.Open(*s.registry.Load(), t.repo, auth)
+	session, err := s.registries.Open(t.repo, auth)
 	if err != nil {
 		return "", err
 	}
@@ -196,9 +196,5 @@ func (s *Service) size(diffIDs []digest.Digest) (sum int64) {
 	return sum
 }
 
-// SetCertsDirs replaces the directories of hosts.toml files for pulls that begin from now on.
-func (s *Service) SetCertsDirs(dirs []string) {
-	registry := *s.registry.Load()
-	registry.CertsDirs = dirs
-	s.registry.Store(&registry)
-}
+// SetRegistries replaces how registries are spoken to, for pulls that begin from now on.
+func (s *Service) SetRegistries(cfg remote.Config) { s.registries.Configure(cfg) }

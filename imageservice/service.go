@@ -73,8 +73,8 @@ type Service struct {
 	slots   *semaphore.Weighted // one for each layer under way
 	close   context.CancelFunc  // ends all work
 
-	registry atomic.Pointer[remote.Config]
-	pinned   atomic.Pointer[[]string]
+	registries *remote.Registries
+	pinned     atomic.Pointer[[]string]
 }
 
 // New opens the database. Images of which a layer is missing are forgotten, layers that belong to nothing are removed:
@@ -116,9 +116,8 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{
 		cfg: cfg, log: cfg.Log, platform: platform, layers: cfg.Layers, db: db, holds: newHolds(cfg.Layers),
 		pulls: newFlights[string](base, cfg.Recorder, "pull"), fetches: newFlights[struct{}](base, cfg.Recorder, "fetch layer"),
-		slots: semaphore.NewWeighted(int64(cfg.Parallel)), close: cancel,
+		slots: semaphore.NewWeighted(int64(cfg.Parallel)), close: cancel, registries: remote.New(cfg.Registry),
 	}
-	s.registry.Store(&cfg.Registry)
 	s.pinned.Store(&pinned)
 	if err := s.reconcile(base); err != nil {
 		return nil, errors.Join(err, s.Close())

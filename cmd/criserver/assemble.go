@@ -19,7 +19,6 @@ import (
 	"github.com/criserver/criserver/cri"
 	"github.com/criserver/criserver/cri/streaming"
 	"github.com/criserver/criserver/imageservice"
-	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/ociruntime"
 	"github.com/criserver/criserver/ociruntime/cdi"
 	"github.com/criserver/criserver/ociruntime/cgroup"
@@ -189,7 +188,7 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 	n.closers = append(n.closers, func(context.Context) error { return layers.Close() })
 	n.log.Info("layers", "store", layers.Describe())
 	images, err := imageservice.New(imageservice.Config{
-		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Pinned: n.config.Images.Pinned, Registry: remote.Config{CertsDirs: n.config.CertsDirs},
+		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Pinned: n.config.Images.Pinned, Registry: n.config.registries(),
 		Recorder: recorder, Log: n.log,
 	})
 	if err != nil {

@@ -68,7 +68,7 @@ func (n *node) reconfigure() error {
 // apply gives the running parts what is theirs of the reloadable keys; devices may be nil.
 func apply(c *Config, pods *sandbox.Service, images *imageservice.Service, devices *cdi.Registry) error {
 	pods.Configure(c.podSettings())
-	images.SetCertsDirs(c.CertsDirs)
+	images.SetRegistries(c.registries())
 	if err := images.SetPinned(c.Images.Pinned); err != nil || devices == nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -73,7 +74,7 @@ func (b *Blob) Reject(cause error) error {
 	}
 	b.err = b.plan.failed(b.ctx, b.name, fmt.Errorf("%w: %w", ErrInvalid, cause))
 	if b.err == nil && len(b.plan.hosts) == 0 {
-		_, b.err = b.plan.pick()
+		b.err = b.plan.error()
 	}
 	return b.err
 }
@@ -126,7 +127,7 @@ func (b *Blob) Close() error {
 func (b *Blob) excess() error {
 	_ = b.Close() // nothing more is wanted of it
 	cause := fmt.Errorf("%w: more than the %d bytes announced", ErrInvalid, b.desc.Size)
-	return &FetchError{What: b.plan.what, Attempts: append(b.plan.attempts, Attempt{URL: b.name, Err: cause})}
+	return &FetchError{What: b.plan.what, Attempts: append(b.plan.attempts, Attempt{URL: b.name, Err: cause, Took: time.Since(b.plan.begun)})}
 }
 
 // fail gives up the present connection; nil means that another attempt is due.
@@ -137,7 +138,7 @@ func (b *Blob) fail(cause error) error {
 
 // open asks the next endpoint for what is missing; nil also means that the next one is to be asked.
 func (b *Blob) open() error {
-	e, err := b.plan.pick()
+	e, err := b.plan.pick(b.ctx)
 	if err != nil {
 		return err
 	}

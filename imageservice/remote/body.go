@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -18,23 +19,29 @@ type body struct {
 	cancel context.CancelCauseFunc
 	from   *endpoint
 	rc     io.ReadCloser
+	leave  func() // gives its place at the gate back
 	pace   *pace
 	watch  *time.Timer // fires when a read takes longer than pace has patience
 }
 
 // stream sends one request and returns its response, the body of which is to be read through the returned *body. A window
-// is also the time in which the response must begin, with all challenges and redirects before it.
+// is also the time in which the response must begin, with all redirects, and with a token before it.
 func (s *Session) stream(ctx context.Context, e *endpoint, address string, header http.Header, accept ...int) (*http.Response, *body, error) {
+	leave, err := e.gate.enter(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	io, cancel := context.WithCancelCause(ctx)
 	window := s.cfg.Window
 	answer := time.AfterFunc(window, func() { cancel(unavailable{err: fmt.Errorf("stalled: no answer in %v", window)}) })
-	resp, err := s.get(io, e, address, header, accept...)
+	resp, err := s.get(io, e, answer, address, header, accept...)
 	answer.Stop()
 	if err != nil {
+		leave()
 		cancel(err)
 		return nil, nil, err
 	}
-	b := &body{io: io, cancel: cancel, from: e, rc: resp.Body, pace: newPace(s.cfg.MinThroughput, window)}
+	b := &body{io: io, cancel: cancel, from: e, rc: resp.Body, leave: sync.OnceFunc(leave), pace: newPace(s.cfg.MinThroughput, window)}
 	b.watch = time.AfterFunc(time.Hour, func() { cancel(errPatience) })
 	b.watch.Stop()
 	return resp, b, nil
@@ -58,5 +65,6 @@ func (b *body) Read(p []byte) (int, error) {
 func (b *body) Close() error {
 	b.watch.Stop()
 	b.cancel(nil)
+	b.leave()
 	return b.rc.Close()
 }

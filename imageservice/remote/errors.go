@@ -25,8 +25,9 @@ const maxErrorBody = 8 << 10
 
 // Attempt is one request that failed.
 type Attempt struct {
-	URL string // without query and user
-	Err error
+	URL  string // without query and user
+	Err  error
+	Took time.Duration
 }
 
 // FetchError says that something could not be fetched from any endpoint and what happened at each.
@@ -47,7 +48,7 @@ func (e *FetchError) Error() string {
 		if len(e.Attempts) > 1 {
 			fmt.Fprintf(&b, "attempt %d: ", i+1)
 		}
-		fmt.Fprintf(&b, "%s: %v", a.URL, a.Err)
+		fmt.Fprintf(&b, "%s: after %v: %v", a.URL, a.Took.Round(time.Millisecond), a.Err)
 	}
 	return b.String()
 }

@@ -44,7 +44,7 @@ func (s *Session) manifest(ctx context.Context, object string, want digest.Diges
 	header := http.Header{"Accept": {strings.Join(accept, ", ")}}
 	p := s.schedule("manifest "+object, s.capable(c))
 	for {
-		e, err := p.pick()
+		e, err := p.pick(ctx)
 		if err != nil {
 			return Manifest{}, err
 		}

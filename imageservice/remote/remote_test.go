@@ -79,7 +79,7 @@ func open(t *testing.T, cfg Config, ref string, auth Auth) *Session {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(cfg, reference.TrimNamed(named), auth)
+	s, err := New(cfg).Open(reference.TrimNamed(named), auth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +288,7 @@ func TestWrongHostsFilesAreErrors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s, err := Open(hosts(t, "registry.test", toml), named, Auth{}); err == nil {
+		if s, err := New(hosts(t, "registry.test", toml)).Open(named, Auth{}); err == nil {
 			s.Close()
 			t.Errorf("%s: accepted", name)
 		} else if !strings.Contains(err.Error(), "registry.test") {

@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
@@ -62,12 +63,17 @@ func (s *Session) url(e *endpoint, parts ...string) (address, name string) {
 	return u.String(), name
 }
 
-// get asks one *endpoint once, answering its challenges. A response is returned for the statuses that accept names;
-// any other is an error.
-func (s *Session) get(ctx context.Context, e *endpoint, address string, header http.Header, accept ...int) (*http.Response, error) {
+// get asks one endpoint once, answering its challenges. A response is returned for the statuses that accept names; any
+// other is an error. answer, which runs out when no response comes, does not run while we keep ourselves to a rate.
+func (s *Session) get(ctx context.Context, e *endpoint, answer *time.Timer, address string, header http.Header, accept ...int) (*http.Response, error) {
 	ctx = docker.WithScope(ctx, "repository:"+s.repository+":pull")
 	var responses []*http.Response
 	for {
+		answer.Stop()
+		if err := e.gate.pace(ctx); err != nil {
+			return nil, err
+		}
+		answer.Reset(s.cfg.Window)
 		resp, err := s.roundTrip(ctx, e, address, header)
 		if err != nil {
 			return nil, err
@@ -125,6 +131,9 @@ func (e *endpoint) authorize(ctx context.Context, req *http.Request) error {
 func (s *Session) challenged(ctx context.Context, e *endpoint, responses []*http.Response) error {
 	last := responses[len(responses)-1]
 	status := newStatusError(last)
+	if status.retryAfter > 0 && last.Request.URL.Host == e.Host {
+		e.gate.close(min(status.retryAfter, s.cfg.MaxBackoff))
+	}
 	if last.StatusCode != http.StatusUnauthorized || e.bearer != "" || len(responses) >= maxAuthTurns {
 		return status
 	}

@@ -3,7 +3,6 @@ package remote
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"time"
 )
@@ -20,6 +19,7 @@ type schedule struct {
 	next     int         // in hosts
 	inARow   int         // failures since the last progress
 	wait     time.Duration
+	begun    time.Time // when the present attempt began
 	attempts []Attempt
 }
 
@@ -27,22 +27,36 @@ func (s *Session) schedule(what string, hosts []*endpoint) *schedule {
 	return &schedule{s: s, what: what, hosts: slices.Clone(hosts)}
 }
 
-// pick returns the endpoint to ask. It is an error when none is left.
-func (p *schedule) pick() (*endpoint, error) {
-	if len(p.hosts) == 0 {
-		return nil, &FetchError{What: p.what, Attempts: p.attempts}
+// pick returns the endpoint to ask, where an attempt begins. One that wants to be left alone is passed over; if all do, pick
+// waits. It is an error when none is left, and when ctx ends.
+func (p *schedule) pick(ctx context.Context) (*endpoint, error) {
+	for len(p.hosts) > 0 {
+		wait := time.Duration(0)
+		for i := range p.hosts {
+			at := (p.next + i) % len(p.hosts)
+			closed := p.hosts[at].gate.closed()
+			if closed <= 0 {
+				p.next, p.begun = at, time.Now()
+				return p.hosts[at], nil
+			}
+			if wait == 0 || closed < wait {
+				wait = closed
+			}
+		}
+		if err := p.sleep(ctx, wait); err != nil {
+			return nil, err
+		}
 	}
-	p.next %= len(p.hosts)
-	return p.hosts[p.next], nil
+	return nil, p.error()
 }
 
 // failed takes down that the endpoint last picked failed and waits if that is due. It is an error when ctx ends or the
 // attempts are used up.
 func (p *schedule) failed(ctx context.Context, name string, err error) error {
-	p.attempts = append(p.attempts, Attempt{URL: name, Err: err})
+	p.attempts = append(p.attempts, Attempt{URL: name, Err: err, Took: time.Since(p.begun)})
 	p.inARow++
 	if ctx.Err() != nil || p.inARow >= p.s.cfg.Attempts || len(p.attempts) >= maxAttempts {
-		return &FetchError{What: p.what, Attempts: p.attempts}
+		return p.error()
 	}
 	if !retryable(err, p.s.cfg.MaxBackoff) {
 		p.hosts = slices.Delete(p.hosts, p.next, p.next+1)
@@ -56,25 +70,22 @@ func (p *schedule) failed(ctx context.Context, name string, err error) error {
 	if p.next < len(p.hosts) || len(p.hosts) == 0 {
 		return nil // the next one has not been asked in this round
 	}
-	return p.sleep(ctx)
+	d := min(p.s.cfg.Backoff<<min(p.inARow-1, 16), p.s.cfg.MaxBackoff)
+	d, p.wait = max(d, p.wait), 0
+	return p.sleep(ctx, d)
 }
 
-// sleep waits longer with every failure, and a random part longer, so that many pulls do not come back at once.
-func (p *schedule) sleep(ctx context.Context) error {
-	d := min(p.s.cfg.Backoff<<min(p.inARow-1, 16), p.s.cfg.MaxBackoff)
-	d = max(d, p.wait)
-	d += rand.N(d/4 + 1)
-	p.wait = 0
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		p.attempts = append(p.attempts, Attempt{URL: "waiting before the next attempt", Err: context.Cause(ctx)})
-		return &FetchError{What: p.what, Attempts: p.attempts}
+// sleep is ended by ctx, which then is an attempt that failed.
+func (p *schedule) sleep(ctx context.Context, d time.Duration) error {
+	begun := time.Now()
+	if err := sleep(ctx, spread(d)); err != nil {
+		p.attempts = append(p.attempts, Attempt{URL: "waiting before the next attempt", Err: err, Took: time.Since(begun)})
+		return p.error()
 	}
+	return nil
 }
 
 // progressed makes earlier failures count no more.
 func (p *schedule) progressed() { p.inARow, p.wait = 0, 0 }
+
+func (p *schedule) error() error { return &FetchError{What: p.what, Attempts: p.attempts} }

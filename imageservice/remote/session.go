@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
@@ -18,39 +17,6 @@ import (
 	"github.com/distribution/reference"
 	"github.com/sirupsen/logrus"
 )
-
-// Config says how to speak to registries. Zero numbers mean the defaults beside them.
-type Config struct {
-	CertsDirs     []string      // hosts.toml directories, the first that knows a host wins
-	UserAgent     string        // "criserver"
-	MinThroughput int64         // bytes a second that a body must bring over a Window, 10 KiB
-	Window        time.Duration // 30 s; a response must begin in one, too
-	Attempts      int           // failures in a row of one blob without a MiB of progress, 5
-	Backoff       time.Duration // before the second attempt at an endpoint; doubles up to MaxBackoff, 250 ms
-	MaxBackoff    time.Duration // also bounds how long a Retry-After is obeyed, 30 s
-}
-
-func (c Config) withDefaults() Config {
-	if c.UserAgent == "" {
-		c.UserAgent = "criserver"
-	}
-	if c.MinThroughput == 0 {
-		c.MinThroughput = 10 << 10
-	}
-	if c.Window == 0 {
-		c.Window = 30 * time.Second
-	}
-	if c.Attempts == 0 {
-		c.Attempts = 5
-	}
-	if c.Backoff == 0 {
-		c.Backoff = 250 * time.Millisecond
-	}
-	if c.MaxBackoff == 0 {
-		c.MaxBackoff = 30 * time.Second
-	}
-	return c
-}
 
 // Session is a conversation about one repository with the registry that has it and its mirrors.
 type Session struct {
@@ -63,7 +29,8 @@ type Session struct {
 
 // endpoint is one host that may serve the repository.
 type endpoint struct {
-	docker.RegistryHost        // its Authorizer is not used
+	docker.RegistryHost // its Authorizer is not used
+	gate                *gate
 	bearer              string // sent as it is, instead of asking the authorizer
 	auth                *authorizer
 	hostsFile           string // that configures it, or would; for advice
@@ -96,8 +63,8 @@ func (a *authorizer) use(ctx context.Context, f func(docker.Authorizer) error) e
 }
 
 // Open reads the configuration of the reference's registry and connects to nothing yet. Close must be called.
-func Open(cfg Config, ref reference.Named, auth Auth) (*Session, error) {
-	s := &Session{cfg: cfg.withDefaults(), registry: reference.Domain(ref), repository: reference.Path(ref)}
+func (r *Registries) Open(ref reference.Named, auth Auth) (*Session, error) {
+	s := &Session{cfg: r.config(), registry: reference.Domain(ref), repository: reference.Path(ref)}
 	hosts, err := s.configure()
 	if err != nil {
 		return nil, fmt.Errorf("configure registry %s: %w", s.registry, err)
@@ -108,6 +75,7 @@ func Open(cfg Config, ref reference.Named, auth Auth) (*Session, error) {
 			s.Close()
 			return nil, fmt.Errorf("configure registry %s: %w", s.registry, err)
 		}
+		e.gate = r.gate(s.cfg, h.Host)
 		s.hosts = append(s.hosts, e)
 	}
 	return s, nil

@@ -1,0 +1,90 @@
+package remote
+
+import (
+	"context"
+	"math"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
+)
+
+// Limit is how much one host may be asked, over all pulls. 0 is no limit.
+type Limit struct {
+	PerSecond float64 // requests; as many may come at once after a pause
+	AtOnce    int     // requests of which the answer was not read to its end
+}
+
+// gate is what all requests to a host go through. A request keeps its place until its body is closed: whoever reads a body
+// must not wait for another place of the same host while he lets that body stand.
+type gate struct {
+	limit  Limit
+	rate   *rate.Limiter
+	places *semaphore.Weighted // nil: any number
+	shut   atomic.Int64        // until when the host wants to be left alone, in Unix nanoseconds
+}
+
+func newGate(l Limit) *gate {
+	g := &gate{limit: l, rate: rate.NewLimiter(rate.Inf, 0)}
+	if l.PerSecond > 0 {
+		g.rate = rate.NewLimiter(rate.Limit(l.PerSecond), max(1, int(math.Ceil(l.PerSecond))))
+	}
+	if l.AtOnce > 0 {
+		g.places = semaphore.NewWeighted(int64(l.AtOnce))
+	}
+	return g
+}
+
+// enter waits for a place, which leave gives back.
+func (g *gate) enter(ctx context.Context) (leave func(), err error) {
+	if g.places == nil {
+		return func() {}, nil
+	}
+	if err := g.places.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return func() { g.places.Release(1) }, nil
+}
+
+// pace waits until one more request is within the rate.
+func (g *gate) pace(ctx context.Context) error {
+	turn := g.rate.Reserve()
+	if err := sleep(ctx, turn.Delay()); err != nil {
+		turn.Cancel()
+		return err
+	}
+	return nil
+}
+
+// close keeps requests off for a time, unless they are kept off for longer already.
+func (g *gate) close(d time.Duration) {
+	until := time.Now().Add(d).UnixNano()
+	for {
+		old := g.shut.Load()
+		if old >= until || g.shut.CompareAndSwap(old, until) {
+			return
+		}
+	}
+}
+
+// closed is how long requests are kept off, at least.
+func (g *gate) closed() time.Duration { return time.Until(time.Unix(0, g.shut.Load())) }
+
+// spread makes a wait a random part longer, so that many who wait for the same do not come back at once.
+func spread(d time.Duration) time.Duration { return d + rand.N(d/4+1) }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,92 @@
+package remote
+
+import (
+	"sync"
+	"time"
+)
+
+// Config says how to speak to registries. Zero numbers mean the defaults beside them.
+type Config struct {
+	CertsDirs     []string      // hosts.toml directories, the first that knows a host wins
+	UserAgent     string        // "criserver"
+	MinThroughput int64         // bytes a second that a body must bring over a Window, 10 KiB
+	Window        time.Duration // 30 s; a response must begin in one, too
+	Attempts      int           // failures in a row of one blob without a MiB of progress, 5
+	Backoff       time.Duration // before the second attempt at an endpoint; doubles up to MaxBackoff, 250 ms
+	MaxBackoff    time.Duration // also bounds how long a Retry-After is obeyed, 30 s
+	Limit         Limit         // of each host that has none of its own
+	Hosts         map[string]Host
+}
+
+// Host is what is different for one host[:port].
+type Host struct {
+	Limit *Limit // nil: that of all
+}
+
+func (c Config) withDefaults() Config {
+	if c.UserAgent == "" {
+		c.UserAgent = "criserver"
+	}
+	if c.MinThroughput == 0 {
+		c.MinThroughput = 10 << 10
+	}
+	if c.Window == 0 {
+		c.Window = 30 * time.Second
+	}
+	if c.Attempts == 0 {
+		c.Attempts = 5
+	}
+	if c.Backoff == 0 {
+		c.Backoff = 250 * time.Millisecond
+	}
+	if c.MaxBackoff == 0 {
+		c.MaxBackoff = 30 * time.Second
+	}
+	return c
+}
+
+// limit is that of a host[:port].
+func (c Config) limit(host string) Limit {
+	if own := c.Hosts[host].Limit; own != nil {
+		return *own
+	}
+	return c.Limit
+}
+
+// Registries opens sessions, and keeps what they share: how much each host may be asked at a time.
+type Registries struct {
+	mu    sync.Mutex
+	cfg   Config
+	gates map[string]*gate // by host[:port]
+}
+
+// New connects to nothing.
+func New(cfg Config) *Registries {
+	return &Registries{cfg: cfg.withDefaults(), gates: map[string]*gate{}}
+}
+
+// Configure replaces the configuration for sessions that are opened from now on.
+func (r *Registries) Configure(cfg Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cfg = cfg.withDefaults()
+}
+
+// gate returns the one of a host. A limit that has changed makes a new one; earlier sessions keep theirs.
+func (r *Registries) gate(cfg Config, host string) *gate {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	limit := cfg.limit(host)
+	if g := r.gates[host]; g != nil && g.limit == limit {
+		return g
+	}
+	g := newGate(limit)
+	r.gates[host] = g
+	return g
+}
+
+func (r *Registries) config() Config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.cfg
+}
