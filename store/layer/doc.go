@@ -28,7 +28,7 @@
 //
 // # Files below Config.Root
 //
-//	layers/<algorithm>-<hex>/      a layer: `layer` (record), `meta` and `data`, or `fs`
+//	layers/<algorithm>-<hex>/      a layer: `layer` (record), `frame` (package frame), `meta` and `data`, or `fs`
 //	layers/<name>.aside-<n>/       one that could not be synced while a container used it
 //	containers/<id>/               `root` (record: boot, layers), `upper`, `work`
 //	empty/                         the lower of images without layers

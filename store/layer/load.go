@@ -17,6 +17,7 @@ const (
 	rootFile  = "root"  // record of a container's root
 	metaFile  = "meta"
 	dataFile  = "data"
+	frameFile = "frame" // package frame
 	fsDir     = "fs"
 	upperDir  = "upper"
 	workDir   = "work"

@@ -77,7 +77,7 @@ func (s *Store) syncLayer(e *entry, all func() error) error {
 	if err == nil {
 		defer func() { _ = dir.Close() }() // only a handle
 		if e.Format == EROFS {
-			err = errors.Join(syncFile(below(dir, dataFile)), syncFile(below(dir, metaFile)))
+			err = errors.Join(syncFile(below(dir, dataFile)), syncFile(below(dir, metaFile)), syncFile(below(dir, frameFile)))
 		} else {
 			err = all()
 		}

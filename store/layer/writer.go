@@ -25,6 +25,7 @@ type Writer struct {
 	ctx  context.Context // bounds ReadFrom, which has the signature of io.ReaderFrom
 	dir  string          // temporary; "" when ended
 	impl unpacker
+	kept *frameRecorder
 	read bool // whole and without error
 }
 
@@ -42,12 +43,16 @@ func (s *Store) Begin(ctx context.Context) (*Writer, error) {
 		return nil, fmt.Errorf("begin layer: %w", err)
 	}
 	w := &Writer{s: s, ctx: ctx, dir: dir}
+	if w.kept, err = recordFrame(dir); err != nil {
+		return nil, fmt.Errorf("begin layer: %w", errors.Join(err, os.RemoveAll(dir)))
+	}
 	if s.config.Format == EROFS {
 		w.impl, err = newErofsUnpacker(dir, s.config.Limits)
 	} else {
 		w.impl, err = newDirUnpacker(dir, s.config.Limits)
 	}
 	if err != nil {
+		w.kept.abort()
 		return nil, fmt.Errorf("begin layer: %w", errors.Join(err, os.RemoveAll(dir)))
 	}
 	return w, nil
@@ -60,6 +65,7 @@ func (w *Writer) ReadFrom(r io.Reader) (n int64, err error) {
 		return 0, errors.New("unpack layer: the writer was used already")
 	}
 	t := tarstream.NewReader(w.ctx, r, w.s.config.Limits)
+	t.Record(w.kept.frame)
 	if err := w.impl.unpack(t); err != nil {
 		return t.Bytes(), fmt.Errorf("unpack layer: %w", err)
 	}
@@ -81,6 +87,11 @@ func (w *Writer) Commit(diffID digest.Digest) (l Layer, err error) {
 	if r.Bytes, r.Inodes, err = w.impl.finish(r.UUID); err != nil {
 		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
 	}
+	kept, err := w.kept.finish()
+	if err != nil {
+		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
+	}
+	r.Bytes += kept
 	if err := record.Write(filepath.Join(w.dir, layerFile), r); err != nil {
 		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
 	}
@@ -121,6 +132,7 @@ func (s *Store) adopt(w *Writer, r layerRecord) (Layer, error) {
 // Discard gives the layer up and frees its space. It is harmless after Commit.
 func (w *Writer) Discard() error {
 	w.impl.abort()
+	w.kept.abort()
 	if w.dir == "" {
 		return nil
 	}

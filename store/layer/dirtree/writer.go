@@ -104,6 +104,7 @@ func (w *Writer) place(e *tarstream.Entry, content io.Reader) error {
 	if err := w.count(e); err != nil {
 		return err
 	}
+	e.Kept.Path = path.Join(real, name)
 	return w.addFile(e, fd, name, content)
 }
 

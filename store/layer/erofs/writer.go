@@ -200,6 +200,7 @@ func (w *Writer) addFile(e *tarstream.Entry, dir uint32, name string, content io
 				return fmt.Errorf("entry %s: %w", tarstream.Quote(e.Name), err)
 			}
 			i.data = block
+			e.Kept.Offset = int64(block) << blockBits
 		}
 	case tarstream.Symlink:
 		if err := w.kept.Add(w.limits, e.Name, len(e.Target)); err != nil {

@@ -5,6 +5,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/criserver/criserver/store/layer/frame"
 )
 
 // Kind is what an entry asks for.
@@ -35,7 +37,12 @@ type Entry struct {
 	Target       string // Symlink: as it is; Hardlink: a Path
 	Major, Minor uint32 // Char and Block
 	Xattrs       []Xattr
+
+	Kept Place // of a Regular's content, set by who has read it
 }
+
+// Place says where a content is kept; see frame.Place.
+type Place = frame.Place
 
 // Xattr is one extended attribute; Name has its name space.
 type Xattr struct{ Name, Value string }

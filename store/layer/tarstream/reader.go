@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/criserver/criserver/store/layer/frame"
 )
 
 // Reader gives the entries of one layer in order. Not safe for concurrent use.
@@ -14,11 +16,12 @@ type Reader struct {
 	ctx     context.Context // a Reader lives within one call
 	limits  Limits
 	stream  *bounded
-	buf     *bufio.Reader
+	tap     *tap
 	tar     *tar.Reader
 	entries int
 	content int64  // bytes of all contents so far
 	last    string // the entry that Next gave last, for messages
+	entry   *Entry // what Next gave last; nil if its content counts as part of the frame
 }
 
 // bufferSize saves small reads of headers; contents go around the buffer when they are larger.
@@ -27,9 +30,13 @@ const bufferSize = 64 << 10
 // NewReader reads the archive r, which is not compressed. Next fails once ctx is done.
 func NewReader(ctx context.Context, r io.Reader, l Limits) *Reader {
 	stream := &bounded{r: r, left: l.Bytes, limit: l.Bytes}
-	buf := bufio.NewReaderSize(stream, bufferSize)
-	return &Reader{ctx: ctx, limits: l, stream: stream, buf: buf, tar: tar.NewReader(buf)}
+	tap := &tap{r: bufio.NewReaderSize(stream, bufferSize)}
+	return &Reader{ctx: ctx, limits: l, stream: stream, tap: tap, tar: tar.NewReader(tap)}
 }
+
+// Record makes r tell f what the archive is beside the contents that are read from it, and where Entry.Kept says that
+// these are. It is called before Next.
+func (r *Reader) Record(f *frame.Writer) { r.tap.frame = f }
 
 // Next gives the next entry. Its content, if it is Regular, is what Read gives until the next call.
 // At the end of the archive the rest of the stream is read, so that the caller's digest is complete, and the error
@@ -38,6 +45,9 @@ func (r *Reader) Next() (*Entry, error) {
 	for {
 		if err := r.ctx.Err(); err != nil {
 			return nil, fmt.Errorf("read layer: %w", err)
+		}
+		if err := r.place(); err != nil {
+			return nil, err
 		}
 		h, err := r.tar.Next()
 		if errors.Is(err, io.EOF) {
@@ -63,13 +73,18 @@ func (r *Reader) Next() (*Entry, error) {
 		if r.content += e.Size; r.content > r.limits.Bytes || r.content < 0 {
 			return nil, Invalidf(h.Name, "contents are together more than the limit of %d bytes", r.limits.Bytes)
 		}
+		if !sparse(h) {
+			r.entry = e
+		}
 		return e, nil
 	}
 }
 
 // Read gives the content of the last entry, holes filled with zeros.
 func (r *Reader) Read(p []byte) (int, error) {
+	r.tap.kept = r.entry != nil
 	n, err := r.tar.Read(p)
+	r.tap.kept = false
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = r.fault(err)
 	}
@@ -96,7 +111,7 @@ func (r *Reader) Each(add func(e *Entry, content io.Reader) error) error {
 func (r *Reader) Bytes() int64 { return r.limits.Bytes - r.stream.left }
 
 func (r *Reader) drain() error {
-	if _, err := io.Copy(io.Discard, r.buf); err != nil {
+	if _, err := io.Copy(io.Discard, r.tap); err != nil {
 		return r.fault(err)
 	}
 	return io.EOF
