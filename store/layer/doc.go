@@ -17,6 +17,11 @@
 // something that is not. A layer whose data cannot be synced is removed; a directory that a container uses is put aside
 // until the next boot.
 //
+// # Damage
+//
+// While a layer is unpacked, checksums of its files are kept beside it (package sums; an inventory of a
+// directory, see dirtree). Verify compares; Expel takes a damaged layer away, so that a pull brings it anew.
+//
 // # Roots
 //
 // Root gives an overlay as a detached mount: on Linux 6.15 and newer straight from the detached mounts of the layers;
@@ -28,7 +33,7 @@
 //
 // # Files below Config.Root
 //
-//	layers/<algorithm>-<hex>/      a layer: `layer` (record), `frame` (package frame), `meta` and `data`, or `fs`
+//	layers/<algorithm>-<hex>/      a layer: `layer` (record), `frame` (package frame), `sums`, `meta` and `data`, or `fs`
 //	layers/<name>.aside-<n>/       one that could not be synced while a container used it
 //	containers/<id>/               `root` (record: boot, layers), `upper`, `work`
 //	empty/                         the lower of images without layers

@@ -18,6 +18,7 @@ const (
 	metaFile  = "meta"
 	dataFile  = "data"
 	frameFile = "frame" // package frame
+	sumsFile  = "sums"  // checksums of both, or the inventory of a directory
 	fsDir     = "fs"
 	upperDir  = "upper"
 	workDir   = "work"
@@ -28,8 +29,14 @@ const (
 // layerRecord is what a layer's record holds.
 type layerRecord struct {
 	Layer
-	Boot string   // while it is pending: the boot that unpacked it
-	UUID [16]byte // of an EROFS image
+	Boot string     // while it is pending: the boot that unpacked it
+	UUID [16]byte   // of an EROFS image
+	Sums *checksums `json:",omitempty"` // nil: none were kept
+}
+
+// checksums says what there are of a layer.
+type checksums struct {
+	Data, Meta int64 // of an EROFS image: length of its files in blocks
 }
 
 // rootRecord is what a container's root was built from.
@@ -112,7 +119,7 @@ func (s *Store) loadLayer(dir string) error {
 		s.config.Log.Warn("layer store: layer cannot be mounted on this kernel", "layer", r.DiffID, "format", r.Format)
 		return nil
 	}
-	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: dir, uuid: r.UUID}
+	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: dir, uuid: r.UUID, sums: r.Sums}
 	return nil
 }
 

@@ -54,7 +54,7 @@ func (s *Store) probeEROFS(dir string) error {
 	if err := u.unpack(tarstream.NewReader(context.Background(), &archive, s.config.Limits)); err != nil {
 		return err
 	}
-	if _, _, err := u.finish([16]byte{1}); err != nil {
+	if _, err := u.finish([16]byte{1}); err != nil {
 		return err
 	}
 	var faults []error

@@ -79,7 +79,8 @@ type entry struct {
 	Layer
 	dir      string
 	uuid     [16]byte
-	refs     int // container roots and borrowed lowers
+	sums     *checksums // nil: none were kept
+	refs     int        // container roots and borrowed lowers
 	mount    *lowerMount
 	mounting sync.Mutex // one mounts or remounts, others wait
 	warm     time.Time  // until then what was unpacked may stay in page cache; zero: it was let go

@@ -78,6 +78,9 @@ func (s *Store) syncLayer(e *entry, all func() error) error {
 		defer func() { _ = dir.Close() }() // only a handle
 		if e.Format == EROFS {
 			err = errors.Join(syncFile(below(dir, dataFile)), syncFile(below(dir, metaFile)), syncFile(below(dir, frameFile)))
+			if e.sums != nil {
+				err = errors.Join(err, syncFile(below(dir, sumsFile)))
+			}
 		} else {
 			err = all()
 		}
@@ -120,7 +123,7 @@ func (s *Store) pending() (list []*entry) {
 
 // promote records that e, which lies in dir, is durable; its data is.
 func (s *Store) promote(e *entry, dir *os.File) error {
-	r := layerRecord{Layer: e.Layer, UUID: e.uuid}
+	r := layerRecord{Layer: e.Layer, UUID: e.uuid, Sums: e.sums}
 	r.Durable = true
 	path := below(dir, layerFile)
 	if err := s.writeRecord(e, path, r); err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/criserver/criserver/store/layer/dirtree"
 	"github.com/criserver/criserver/store/layer/erofs"
+	"github.com/criserver/criserver/store/layer/sums"
 	"github.com/criserver/criserver/store/layer/tarstream"
 	"github.com/criserver/criserver/store/record"
 )
@@ -32,8 +33,14 @@ type Writer struct {
 // unpacker is a format while a layer is written.
 type unpacker interface {
 	unpack(r *tarstream.Reader) error
-	finish(uuid [16]byte) (bytes, inodes int64, err error)
+	finish(uuid [16]byte) (written, error)
 	abort() // harmless after finish
+}
+
+// written is what an unpacker has on disk.
+type written struct {
+	bytes, inodes int64
+	sums          checksums
 }
 
 // Begin starts a layer. ReadFrom of the Writer fails once ctx is done.
@@ -84,14 +91,15 @@ func (w *Writer) Commit(diffID digest.Digest) (l Layer, err error) {
 		return Layer{}, fmt.Errorf("commit layer %s: it was not unpacked", diffID)
 	}
 	r := layerRecord{Layer: Layer{DiffID: diffID, Format: w.s.config.Format}, Boot: w.s.config.BootID, UUID: uuidOf(diffID)}
-	if r.Bytes, r.Inodes, err = w.impl.finish(r.UUID); err != nil {
+	done, err := w.impl.finish(r.UUID)
+	if err != nil {
 		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
 	}
 	kept, err := w.kept.finish()
 	if err != nil {
 		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
 	}
-	r.Bytes += kept
+	r.Bytes, r.Inodes, r.Sums = done.bytes+kept, done.inodes, &done.sums
 	if err := record.Write(filepath.Join(w.dir, layerFile), r); err != nil {
 		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
 	}
@@ -125,7 +133,7 @@ func (s *Store) adopt(w *Writer, r layerRecord) (Layer, error) {
 		return Layer{}, err
 	}
 	w.dir = ""
-	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: final, uuid: r.UUID, warm: time.Now().Add(warmTime)}
+	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: final, uuid: r.UUID, sums: r.Sums, warm: time.Now().Add(warmTime)}
 	return r.Layer, nil
 }
 
@@ -151,68 +159,106 @@ func uuidOf(id digest.Digest) (uuid [16]byte) {
 }
 
 type erofsUnpacker struct {
-	meta, data *os.File
+	files      []*os.File // meta, data and checksums
+	meta, data *sums.Recorder
 	w          *erofs.Writer
 }
 
 func newErofsUnpacker(dir string, l tarstream.Limits) (unpacker, error) {
-	const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
-	meta, err := os.OpenFile(filepath.Join(dir, metaFile), flags, 0o600)
-	if err != nil {
-		return nil, err
+	u := &erofsUnpacker{}
+	for _, name := range []string{metaFile, dataFile, sumsFile} {
+		f, err := create(dir, name)
+		if err != nil {
+			return nil, errors.Join(err, closeAll(u.files))
+		}
+		u.files = append(u.files, f)
 	}
-	data, err := os.OpenFile(filepath.Join(dir, dataFile), flags, 0o600)
-	if err != nil {
-		return nil, errors.Join(err, meta.Close())
+	u.data = sums.NewRecorder(u.files[1], u.files[2], nil)
+	u.meta = sums.NewRecorder(u.files[0], u.files[2], u.data)
+	u.w = erofs.NewWriter(u.meta, u.data, l)
+	return u, nil
+}
+
+func create(dir, name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+func closeAll(files []*os.File) error {
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, f.Close())
 	}
-	return &erofsUnpacker{meta, data, erofs.NewWriter(meta, data, l)}, nil
+	return errors.Join(errs...)
 }
 
 func (u *erofsUnpacker) unpack(r *tarstream.Reader) error { return u.w.Unpack(r) }
 
-func (u *erofsUnpacker) finish(uuid [16]byte) (bytes, inodes int64, err error) {
+func (u *erofsUnpacker) finish(uuid [16]byte) (done written, err error) {
 	sum, err := u.w.Finish(uuid)
+	if err == nil {
+		err = u.files[2].Truncate(u.meta.End())
+	}
 	if err != nil {
-		return 0, 0, err
+		return written{}, err
 	}
-	for _, f := range []*os.File{u.meta, u.data} {
-		var st unix.Stat_t
-		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-			return 0, 0, fmt.Errorf("stat %s: %w", f.Name(), err)
+	done = written{inodes: sum.Inodes, sums: checksums{Data: u.data.Blocks(), Meta: u.meta.Blocks()}}
+	for _, f := range u.files {
+		used, err := diskUse(f)
+		if err != nil {
+			return written{}, err
 		}
-		bytes += st.Blocks * 512
-		if err := f.Close(); err != nil {
-			return 0, 0, err
-		}
+		done.bytes += used
 	}
-	return bytes, sum.Inodes, nil
+	return done, closeAll(u.files)
+}
+
+// diskUse is what a file takes on disk.
+func diskUse(f *os.File) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", f.Name(), err)
+	}
+	return st.Blocks * 512, nil
 }
 
 func (u *erofsUnpacker) abort() {
 	u.w.Abort()
-	_ = u.meta.Close() // nothing was promised, or it is closed
-	_ = u.data.Close()
+	_ = closeAll(u.files) // nothing was promised, or they are closed
 }
 
-type dirUnpacker struct{ w *dirtree.Writer }
+type dirUnpacker struct {
+	w         *dirtree.Writer
+	inventory *os.File
+}
 
 func newDirUnpacker(dir string, l tarstream.Limits) (unpacker, error) {
 	root := filepath.Join(dir, fsDir)
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return nil, err
 	}
-	w, err := dirtree.NewWriter(root, l)
+	inventory, err := create(dir, sumsFile)
 	if err != nil {
 		return nil, err
 	}
-	return dirUnpacker{w}, nil
+	w, err := dirtree.NewWriter(root, l)
+	if err != nil {
+		return nil, errors.Join(err, inventory.Close())
+	}
+	return &dirUnpacker{w, inventory}, nil
 }
 
-func (u dirUnpacker) unpack(r *tarstream.Reader) error { return u.w.Unpack(r) }
+func (u *dirUnpacker) unpack(r *tarstream.Reader) error { return u.w.Unpack(r) }
 
-func (u dirUnpacker) finish([16]byte) (bytes, inodes int64, err error) {
-	sum, err := u.w.Finish()
-	return sum.Bytes, sum.Inodes, err
+func (u *dirUnpacker) finish([16]byte) (done written, err error) {
+	sum, err := u.w.Finish(u.inventory)
+	if err != nil {
+		return written{}, err
+	}
+	list, err := diskUse(u.inventory)
+	return written{bytes: sum.Bytes + list, inodes: sum.Inodes}, errors.Join(err, u.inventory.Close())
 }
 
-func (u dirUnpacker) abort() { u.w.Abort() }
+func (u *dirUnpacker) abort() {
+	u.w.Abort()
+	_ = u.inventory.Close() // nothing was promised, or it is closed
+}

@@ -8,5 +8,8 @@
 // nowhere else. Needs root and Linux 5.8. Nothing is synced.
 //
 // Attributes that later entries would disturb (times of directories, default access lists) are set by Finish; until
-// then each directory costs about 100 bytes and its path.
+// then each directory costs about 100 bytes and its path, and each regular file 16 bytes.
+//
+// Finish writes an inventory: a line for each name, in an order that depends on names only, with what the file system
+// says of it and the checksum of its contents as they were written. Check compares a tree with its inventory.
 package dirtree

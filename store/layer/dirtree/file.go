@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/store/layer/sums"
 	"github.com/criserver/criserver/store/layer/tarstream"
 )
 
@@ -56,7 +57,7 @@ func (w *Writer) addRegular(e *tarstream.Entry, fd int, name string, content io.
 		return fmt.Errorf("make it: %w", err)
 	}
 	f := os.NewFile(uintptr(n), name)
-	err = w.fill(f, content, e.Size)
+	sum, err := w.fill(f, content, e.Size)
 	if err == nil {
 		err = w.attributes(n, e)
 	}
@@ -68,34 +69,36 @@ func (w *Writer) addRegular(e *tarstream.Entry, fd int, name string, content io.
 		err = unix.Fstat(n, &st)
 	}
 	w.sum.Bytes += st.Blocks * 512
+	w.contents = append(w.contents, contentSum{st.Ino, sum})
 	if closed := f.Close(); err == nil {
 		err = closed
 	}
 	return err
 }
 
-// fill copies size bytes and leaves holes where the content is zero for long.
-func (w *Writer) fill(f *os.File, content io.Reader, size int64) error {
+// fill copies size bytes, leaves holes where the content is zero for long, and gives its checksum.
+func (w *Writer) fill(f *os.File, content io.Reader, size int64) (sum uint32, err error) {
 	if w.buf == nil && size > 0 {
 		w.buf = make([]byte, copyBuffer)
 	}
 	for off := int64(0); off < size; {
 		n, err := io.ReadFull(content, w.buf[:min(size-off, copyBuffer)])
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if err := tarstream.WriteSparse(f, w.buf[:n], off); err != nil {
-			return fmt.Errorf("write: %w", err)
+			return 0, fmt.Errorf("write: %w", err)
 		}
+		sum = sums.Update(sum, w.buf[:n])
 		off += int64(n)
 	}
 	if size <= 0 {
-		return nil
+		return 0, nil
 	}
 	if err := f.Truncate(size); err != nil {
-		return fmt.Errorf("set size: %w", err)
+		return 0, fmt.Errorf("set size: %w", err)
 	}
-	return nil
+	return sum, nil
 }
 
 // attributes sets owner, mode and extended attributes, in the order in which none undoes another.
@@ -167,7 +170,7 @@ func clearXattrs(dir int) error {
 		return err
 	}
 	for _, name := range strings.Split(string(buf[:size]), "\x00") {
-		if name == "" || name == opaqueXattr || name == "security.selinux" {
+		if name == "" || name == opaqueXattr || name == tarstream.SELinux {
 			continue
 		}
 		if err := unix.Fremovexattr(dir, name); err != nil {

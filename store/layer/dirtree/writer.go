@@ -29,6 +29,8 @@ type Writer struct {
 	dirs   map[string]pendingDir // by path without symbolic links
 	kept   tarstream.Kept        // of dirs
 
+	contents []contentSum // of regular files in the order in which they were written
+
 	lastFD             int    // a directory that is likely to be wanted again, or -1
 	lastReal, lastPath string // its path without symbolic links, and as an entry spelled it
 	lastKnown          bool   // lastPath still leads there
@@ -223,15 +225,15 @@ func (w *Writer) addDir(e *tarstream.Entry, fd int, name, real string) error {
 	return w.finishDir(e, fd, name, real, ok && isWhiteout(&st))
 }
 
-// Finish sets what had to wait.
-func (w *Writer) Finish() (Summary, error) {
+// Finish sets what had to wait and lists in inventory what is there, for Check.
+func (w *Writer) Finish(inventory io.Writer) (Summary, error) {
 	defer w.Abort()
 	for path, d := range w.dirs {
 		if err := w.settle(path, d); err != nil {
 			return Summary{}, fmt.Errorf("directory %s: %w", tarstream.Quote(path), err)
 		}
 	}
-	return w.sum, nil
+	return w.sum, w.writeInventory(inventory)
 }
 
 func (w *Writer) settle(path string, d pendingDir) error {

@@ -8,7 +8,7 @@ import (
 	"github.com/criserver/criserver/store/layer/tarstream"
 )
 
-// Device is a new, empty file.
+// Device is a new, empty file. It is written in whole blocks of 4 KiB, at their borders.
 type Device interface {
 	io.WriterAt
 	Truncate(size int64) error

@@ -187,10 +187,10 @@ func emitNames(out *sequence, names []named) {
 	}
 }
 
-// sequence writes ascending parts of a file through a buffer. The first error stays.
+// sequence writes ascending parts of a file through a buffer, in whole blocks. The first error stays.
 type sequence struct {
 	dev io.WriterAt
-	off int64 // of buf
+	off int64 // of buf, at the border of a block
 	buf []byte
 	err error
 }
@@ -213,11 +213,13 @@ func (s *sequence) pad(to int64) {
 	}
 }
 
+// flush writes the whole blocks; a sequence ends with one.
 func (s *sequence) flush() error {
-	if s.err == nil && len(s.buf) > 0 {
-		_, s.err = s.dev.WriteAt(s.buf, s.off)
+	n := len(s.buf) &^ (blockSize - 1)
+	if s.err == nil && n > 0 {
+		_, s.err = s.dev.WriteAt(s.buf[:n], s.off)
 	}
-	s.off += int64(len(s.buf))
-	s.buf = s.buf[:0]
+	s.off += int64(n)
+	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
 	return s.err
 }

@@ -78,6 +78,7 @@ func TestOthersReadTheImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	readBack(t, meta.b, data.b, nodes)
+	findFiles(t, meta.b, data.b, nodes)
 	fsck(t, meta.b, data.b)
 }
 

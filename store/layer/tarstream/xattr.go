@@ -17,6 +17,9 @@ const (
 // ACLDefault names the attribute that makes new children of a directory inherit an access list.
 const ACLDefault = aclDefault
 
+// SELinux names the attribute that is the policy's and no layer's.
+const SELinux = "security.selinux"
+
 // xattrs picks e's extended attributes from the PAX records, sorted by name.
 func (l *Limits) xattrs(e *Entry, records map[string]string) ([]Xattr, error) {
 	if len(records) == 0 || e.Kind == Hardlink || e.Kind == Whiteout {
