@@ -3,6 +3,8 @@ package remote
 import (
 	"sync"
 	"time"
+
+	"github.com/criserver/criserver/imageservice/remote/credentials"
 )
 
 // Config says how to speak to registries. Zero numbers mean the defaults beside them.
@@ -16,6 +18,7 @@ type Config struct {
 	MaxBackoff    time.Duration // also bounds how long a Retry-After is obeyed, 30 s
 	Limit         Limit         // of each host that has none of its own
 	Hosts         map[string]Host
+	Credentials   credentials.Config // for hosts of which the caller of a pull has none
 }
 
 // Host is what is different for one host[:port].
@@ -58,17 +61,21 @@ type Registries struct {
 	mu    sync.Mutex
 	cfg   Config
 	gates map[string]*gate // by host[:port]
+	store *credentials.Store
 }
 
 // New connects to nothing.
 func New(cfg Config) *Registries {
-	return &Registries{cfg: cfg.withDefaults(), gates: map[string]*gate{}}
+	return &Registries{cfg: cfg.withDefaults(), gates: map[string]*gate{}, store: credentials.New(cfg.Credentials)}
 }
 
 // Configure replaces the configuration for sessions that are opened from now on.
 func (r *Registries) Configure(cfg Config) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if cfg.Credentials != r.cfg.Credentials {
+		r.store = credentials.New(cfg.Credentials)
+	}
 	r.cfg = cfg.withDefaults()
 }
 
@@ -85,8 +92,8 @@ func (r *Registries) gate(cfg Config, host string) *gate {
 	return g
 }
 
-func (r *Registries) config() Config {
+func (r *Registries) config() (Config, *credentials.Store) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.cfg
+	return r.cfg, r.store
 }

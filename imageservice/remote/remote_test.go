@@ -20,6 +20,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/imageservice/remote/credentials"
 )
 
 // server remembers what it was asked.
@@ -311,20 +313,22 @@ func TestAuthPrintsNothing(t *testing.T) {
 
 func TestAuthFields(t *testing.T) {
 	for _, c := range []struct {
-		auth           Auth
-		user, password string
-		fails          bool
+		auth  Auth
+		want  credentials.Credential
+		fails bool
 	}{
-		{Auth{}, "", "", false},
-		{Auth{Username: "u", Password: "p", IdentityToken: "i", Auth: "!"}, "u", "p", false},
-		{Auth{IdentityToken: "i", Auth: "!"}, "", "i", false},
-		{Auth{Auth: "dTpwOjEA"}, "u", "p:1", false}, // u:p:1 and a NUL, as some tools append
-		{Auth{Auth: "dQ=="}, "", "", true},
-		{Auth{Auth: "%"}, "", "", true},
+		{Auth{}, credentials.Credential{}, false},
+		{Auth{Username: "u", Password: "p", IdentityToken: "i", Auth: "!", RegistryToken: "r"}, credentials.Credential{Username: "u", Password: "p"}, false},
+		{Auth{IdentityToken: "i", Auth: "!", RegistryToken: "r"}, credentials.Credential{IdentityToken: "i"}, false},
+		{Auth{Auth: "dTpwOjEA", RegistryToken: "r"}, credentials.Credential{Username: "u", Password: "p:1"}, false}, // u:p:1 and a NUL, as some tools append
+		{Auth{RegistryToken: "r"}, credentials.Credential{RegistryToken: "r"}, false},
+		{Auth{Auth: "dQ=="}, credentials.Credential{}, true},
+		{Auth{Auth: "%"}, credentials.Credential{}, true},
 	} {
-		user, password, err := c.auth.secret()
-		if user != c.user || password != c.password || (err != nil) != c.fails {
-			t.Errorf("%+v: %q, %q, %v", struct{ Auth string }{c.auth.Auth}, user, password, err)
+		got, err := c.auth.credential()
+		c.want.Origin = got.Origin
+		if (err != nil) != c.fails || err == nil && got != c.want {
+			t.Errorf("%q: %+v, %v", c.auth.Auth, got, err)
 		}
 	}
 	for _, c := range []struct {

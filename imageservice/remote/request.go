@@ -2,10 +2,8 @@ package remote
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"path"
@@ -13,9 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/criserver/criserver/imageservice/remote/credentials"
 )
 
 const (
@@ -57,7 +53,7 @@ func checkRedirect(private http.Header) func(*http.Request, []*http.Request) err
 func (s *Session) url(e *endpoint, parts ...string) (address, name string) {
 	u := url.URL{Scheme: e.Scheme, Host: e.Host, Path: path.Join(append([]string{"/", e.Path, s.repository}, parts...)...)}
 	name = u.String()
-	if !sameRegistry(s.registry, e.Host) {
+	if !credentials.SameRegistry(s.registry, e.Host) {
 		u.RawQuery = url.Values{"ns": {s.registry}}.Encode() // tells a mirror whose image is meant
 	}
 	return u.String(), name
@@ -66,25 +62,24 @@ func (s *Session) url(e *endpoint, parts ...string) (address, name string) {
 // get asks one endpoint once, answering its challenges. A response is returned for the statuses that accept names; any
 // other is an error. answer, which runs out when no response comes, does not run while we keep ourselves to a rate.
 func (s *Session) get(ctx context.Context, e *endpoint, answer *time.Timer, address string, header http.Header, accept ...int) (*http.Response, error) {
-	ctx = docker.WithScope(ctx, "repository:"+s.repository+":pull")
-	var responses []*http.Response
-	for {
+	for turn := 1; ; turn++ {
 		answer.Stop()
 		if err := e.gate.pace(ctx); err != nil {
 			return nil, err
 		}
 		answer.Reset(s.cfg.Window)
-		resp, err := s.roundTrip(ctx, e, address, header)
+		sent, err := e.authorize(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("authorize: %w", err)
+		}
+		resp, err := s.roundTrip(ctx, e, address, sent, header)
 		if err != nil {
 			return nil, err
 		}
-		for _, status := range accept {
-			if resp.StatusCode == status {
-				return resp, nil
-			}
+		if slices.Contains(accept, resp.StatusCode) {
+			return resp, nil
 		}
-		responses = append(responses, resp)
-		err = s.challenged(ctx, e, responses)
+		err = s.refused(ctx, e, resp, sent, turn)
 		_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody) // lets the connection be used again; it does not matter if not
 		_ = resp.Body.Close()
 		if err != nil {
@@ -93,7 +88,14 @@ func (s *Session) get(ctx context.Context, e *endpoint, answer *time.Timer, addr
 	}
 }
 
-func (s *Session) roundTrip(ctx context.Context, e *endpoint, address string, header http.Header) (*http.Response, error) {
+func (e *endpoint) authorize(ctx context.Context) (string, error) {
+	if e.bearer != "" {
+		return "Bearer " + e.bearer, nil
+	}
+	return e.auth.authorize(ctx)
+}
+
+func (s *Session) roundTrip(ctx context.Context, e *endpoint, address, authorization string, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, err
@@ -108,8 +110,8 @@ func (s *Session) roundTrip(ctx context.Context, e *endpoint, address string, he
 	if req.Header.Get("User-Agent") == "" {
 		req.Header.Set("User-Agent", s.cfg.UserAgent)
 	}
-	if err := e.authorize(ctx, req); err != nil {
-		return nil, e.authError(ctx, err)
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
 	}
 	resp, err := e.Client.Do(req)
 	if err != nil {
@@ -118,56 +120,24 @@ func (s *Session) roundTrip(ctx context.Context, e *endpoint, address string, he
 	return resp, nil
 }
 
-func (e *endpoint) authorize(ctx context.Context, req *http.Request) error {
-	if e.bearer != "" {
-		req.Header.Set("Authorization", "Bearer "+e.bearer)
-		return nil
-	}
-	return e.auth.use(ctx, func(a docker.Authorizer) error { return a.Authorize(ctx, req) })
-}
-
-// challenged looks at a response that was not wanted; nil means that the request is worth repeating with what the
-// authorizer has learned.
-func (s *Session) challenged(ctx context.Context, e *endpoint, responses []*http.Response) error {
-	last := responses[len(responses)-1]
-	status := newStatusError(last)
-	if status.retryAfter > 0 && last.Request.URL.Host == e.Host {
+// refused looks at a response that was not wanted; nil means that the request is worth repeating with what the authorizer has
+// learned.
+func (s *Session) refused(ctx context.Context, e *endpoint, resp *http.Response, sent string, turn int) error {
+	status := newStatusError(resp)
+	ours := resp.Request.URL.Host == e.Host
+	if status.retryAfter > 0 && ours {
 		e.gate.close(min(status.retryAfter, s.cfg.MaxBackoff))
 	}
-	if last.StatusCode != http.StatusUnauthorized || e.bearer != "" || len(responses) >= maxAuthTurns {
+	switch {
+	case !ours:
+		return fmt.Errorf("redirected to %s: %w", resp.Request.URL.Host, status)
+	case resp.StatusCode != http.StatusUnauthorized || turn >= maxAuthTurns:
 		return status
+	case e.bearer != "":
+		return fmt.Errorf("%w, with the registry token of the pull request", status)
 	}
-	if last.Request.URL.Host != e.Host {
-		return fmt.Errorf("redirected to %s: %w", last.Request.URL.Host, status)
-	}
-	for _, c := range auth.ParseAuthHeader(last.Header) {
-		realm, err := url.Parse(c.Parameters["realm"])
-		if c.Scheme == auth.BearerAuth && (err != nil || last.Request.URL.Scheme == "https" && realm.Scheme != "https") {
-			return fmt.Errorf("token server at %q: %w", printable(c.Parameters["realm"]), ErrUnauthorized)
-		}
-	}
-	err := e.auth.use(ctx, func(a docker.Authorizer) error { return a.AddResponses(ctx, responses) })
-	if err != nil {
-		return fmt.Errorf("%v: %w", status, e.authError(ctx, err)) // of the class of the latter: it may have been the connection
+	if err := e.auth.challenged(ctx, resp, sent); err != nil {
+		return fmt.Errorf("%v: authorize: %w", status, err) // of the class of the latter: it may have been the connection
 	}
 	return nil
-}
-
-// authError classifies what went wrong between us and the authorizer, which speaks to token servers itself.
-func (e *endpoint) authError(ctx context.Context, err error) error {
-	if ctx.Err() != nil || ofTransport(err) {
-		return fmt.Errorf("authorize: token server: %w", e.transportError(ctx, err))
-	}
-	var answer remoteerrors.ErrUnexpectedStatus
-	if errors.As(err, &answer) && (&statusError{code: answer.StatusCode}).transient() {
-		return fmt.Errorf("authorize: token server: %w", &statusError{code: answer.StatusCode})
-	}
-	return fmt.Errorf("authorize: %w: %s", ErrUnauthorized, printable(err.Error()))
-}
-
-// ofTransport says whether the authorizer failed because of a connection.
-func ofTransport(err error) bool {
-	var netErr net.Error // *url.Error is one, and the end of a time
-	return errors.As(err, &netErr) || slices.ContainsFunc([]error{io.ErrUnexpectedEOF, context.Canceled, ErrInvalid, ErrUnavailable},
-		func(kind error) bool { return errors.Is(err, kind) })
 }

@@ -129,7 +129,7 @@ var refusals = []refusal{
 	{"token server sends the secrets elsewhere", tokens(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", "http://127.0.0.1:1/")
 		w.WriteHeader(http.StatusTemporaryRedirect)
-	}), ErrInvalid, false, []string{"POST redirected to another host"}},
+	}), ErrInvalid, false, []string{"GET redirected to another host"}},
 }
 
 // silences take a window each.

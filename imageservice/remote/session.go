@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/distribution/reference"
 	"github.com/sirupsen/logrus"
+
+	"github.com/criserver/criserver/imageservice/remote/credentials"
 )
 
 // Session is a conversation about one repository with the registry that has it and its mirrors.
@@ -25,6 +27,7 @@ type Session struct {
 	repository string // path in the registry
 	hosts      []*endpoint
 	transports []*http.Transport
+	stored     *credentials.Store
 }
 
 // endpoint is one host that may serve the repository.
@@ -36,35 +39,10 @@ type endpoint struct {
 	hostsFile           string // that configures it, or would; for advice
 }
 
-// authorizer is containerd's, made anew after a failure: that one would remember a failed token request for ever. One
-// request uses it at a time, since it races where several want a token; those that wait find the token of the first.
-type authorizer struct {
-	fresh   func() docker.Authorizer
-	turn    chan struct{}     // holds one while the authorizer is used
-	current docker.Authorizer // of whose turn it is; nil: to be made
-}
-
-// use calls f in its turn.
-func (a *authorizer) use(ctx context.Context, f func(docker.Authorizer) error) error {
-	select {
-	case a.turn <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	defer func() { <-a.turn }()
-	if a.current == nil {
-		a.current = a.fresh()
-	}
-	err := f(a.current)
-	if err != nil {
-		a.current = nil
-	}
-	return err
-}
-
 // Open reads the configuration of the reference's registry and connects to nothing yet. Close must be called.
 func (r *Registries) Open(ref reference.Named, auth Auth) (*Session, error) {
-	s := &Session{cfg: r.config(), registry: reference.Domain(ref), repository: reference.Path(ref)}
+	s := &Session{registry: reference.Domain(ref), repository: reference.Path(ref)}
+	s.cfg, s.stored = r.config()
 	hosts, err := s.configure()
 	if err != nil {
 		return nil, fmt.Errorf("configure registry %s: %w", s.registry, err)
@@ -148,24 +126,24 @@ func (s *Session) endpoint(h docker.RegistryHost, auth Auth) (*endpoint, error) 
 	if !ours {
 		auth = Auth{}
 	}
-	user, password, err := auth.secret()
+	given, err := auth.credential()
 	if err != nil {
 		return nil, err
 	}
-	if user == "" && password == "" {
-		e.bearer = auth.RegistryToken
-	}
-	credentials := func(host string) (string, string, error) {
-		if host != h.Host {
-			return "", "", nil
-		}
-		return user, password, nil
+	if given.Username == "" && given.IdentityToken == "" {
+		e.bearer = given.RegistryToken
 	}
 	tokens := *h.Client
-	tokens.Transport = tokenTransport{h.Client.Transport}
-	e.auth = &authorizer{turn: make(chan struct{}, 1), fresh: func() docker.Authorizer {
-		return docker.NewDockerAuthorizer(docker.WithAuthClient(&tokens), docker.WithAuthCreds(credentials))
-	}}
+	tokens.CheckRedirect = withinHost
+	e.auth = &authorizer{
+		host: h.Host, client: &tokens, userAgent: s.cfg.UserAgent, scope: "repository:" + s.repository + ":pull", turn: make(chan struct{}, 1),
+		find: func(ctx context.Context) (credentials.Credential, error) {
+			if !given.Anonymous() {
+				return given, nil
+			}
+			return s.stored.Find(ctx, h.Host, s.repository)
+		},
+	}
 	return e, nil
 }
 

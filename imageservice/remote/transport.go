@@ -22,8 +22,23 @@ type unavailable struct {
 func (u unavailable) Error() string { return u.err.Error() }
 func (u unavailable) Unwrap() error { return ErrUnavailable }
 
-// transportError strips the URL, which may carry a signed query, and tells the end of ctx from a broken connection.
+// transportError tells the end of ctx from a broken connection, and adds what the operator can do about it.
 func (e *endpoint) transportError(ctx context.Context, err error) error {
+	err = plainTransportError(ctx, err)
+	var u unavailable
+	if !errors.As(err, &u) {
+		return err
+	}
+	advice, final := e.advice(u.err)
+	if advice != "" {
+		u.err = fmt.Errorf("%w (%s in %s)", u.err, advice, e.hostsFile)
+	}
+	u.final = u.final || final
+	return u
+}
+
+// plainTransportError strips the URL, which may carry a signed query.
+func plainTransportError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -34,11 +49,7 @@ func (e *endpoint) transportError(ctx context.Context, err error) error {
 	if errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnavailable) {
 		return err
 	}
-	advice, final := e.advice(err)
-	if advice != "" {
-		err = fmt.Errorf("%w (%s in %s)", err, advice, e.hostsFile)
-	}
-	return unavailable{err: err, final: final}
+	return unavailable{err: err}
 }
 
 // advice says whether err is there to stay, and, where it is for the operator to mend, what to write into hosts.toml.

@@ -15,7 +15,7 @@ import (
 // Config says where credentials are. Zero numbers mean the defaults beside them.
 type Config struct {
 	File          string        // of docker's form; empty: none. One that is absent is empty
-	HelperTimeout time.Duration // 30 s
+	HelperTimeout time.Duration // 15 s
 }
 
 // Store finds credentials.
@@ -38,7 +38,7 @@ type stamp struct {
 // New reads nothing yet.
 func New(cfg Config) *Store {
 	if cfg.HelperTimeout == 0 {
-		cfg.HelperTimeout = 30 * time.Second
+		cfg.HelperTimeout = 15 * time.Second
 	}
 	return &Store{cfg: cfg}
 }
