@@ -10,6 +10,13 @@
 // once; a caller whose ctx ends stops waiting, and the work stops when nobody waits any more. A pull that fails
 // leaves nothing behind, also no layer that was complete.
 //
+// # Archives
+//
+// Import takes images from an archive (package archive) as Pull does from a registry: the same digests are verified, the same
+// limits hold, and a layer that a pull fetches at the same time is unpacked once. Export rebuilds layers byte for byte from
+// their frames, so ids stay. Compressed bytes are not kept: a manifest that speaks of compressed layers is replaced in the
+// archive by one that speaks of plain ones, and comes along as a blob; Import finds it there and keeps it.
+//
 // # Invariants
 //
 // An image is in the database only while all its layers are in the store. A layer is in the store only while somebody

@@ -36,7 +36,7 @@ func FuzzManifest(f *testing.F) {
 			return
 		}
 		if isIndex {
-			if chosen, err := s.choose(d, doc.Manifests); err == nil && chosen.Digest.Validate() != nil {
+			if chosen, err := choose(d, doc.Manifests, s.platform); err == nil && chosen.Digest.Validate() != nil {
 				t.Errorf("chose %+v", chosen)
 			}
 			return

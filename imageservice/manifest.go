@@ -115,6 +115,12 @@ type resolved struct {
 	image    ocispec.Image
 }
 
+// documents is where manifests and configs come from.
+type documents interface {
+	ManifestByDigest(ctx context.Context, d digest.Digest, accepted []string) (remote.Manifest, error)
+	ReadBlob(ctx context.Context, desc ocispec.Descriptor, most int64) ([]byte, error)
+}
+
 // resolve walks from the reference to the manifest of this node's platform.
 func (s *Service) resolve(ctx context.Context, src *remote.Session, t target) (r resolved, err error) {
 	var m remote.Manifest
@@ -126,6 +132,11 @@ func (s *Service) resolve(ctx context.Context, src *remote.Session, t target) (r
 	if err != nil {
 		return r, err
 	}
+	return s.descend(ctx, src, m, s.platform)
+}
+
+// descend walks from a manifest or index to the manifest of the wanted platform.
+func (s *Service) descend(ctx context.Context, src documents, m remote.Manifest, wanted platforms.MatchComparer) (r resolved, err error) {
 	r.top = m.Digest
 	for depth := 0; ; depth++ {
 		doc, index, err := parseDocument(m)
@@ -139,7 +150,7 @@ func (s *Service) resolve(ctx context.Context, src *remote.Session, t target) (r
 		if depth == maxIndexDepth {
 			return r, invalidf("index %s: more than %d indexes before a manifest", m.Digest, maxIndexDepth)
 		}
-		desc, err := s.choose(m.Digest, doc.Manifests)
+		desc, err := choose(m.Digest, doc.Manifests, wanted)
 		if err != nil {
 			return r, err
 		}
@@ -152,8 +163,9 @@ func (s *Service) resolve(ctx context.Context, src *remote.Session, t target) (r
 	}
 }
 
-// choose takes the entry of an index that fits this node best. Entries without a platform are taken if no other fits.
-func (s *Service) choose(index digest.Digest, entries []ocispec.Descriptor) (ocispec.Descriptor, error) {
+// choose takes the entry of an index that fits the wanted platform best. Entries without a platform are taken if no other
+// fits.
+func choose(index digest.Digest, entries []ocispec.Descriptor, wanted platforms.MatchComparer) (ocispec.Descriptor, error) {
 	var best *ocispec.Descriptor
 	var offered []string
 	for i, e := range entries {
@@ -169,11 +181,11 @@ func (s *Service) choose(index digest.Digest, entries []ocispec.Descriptor) (oci
 				best = &entries[i]
 			}
 			continue
-		case !s.platform.Match(*e.Platform):
+		case !wanted.Match(*e.Platform):
 			offered = append(offered, platforms.Format(*e.Platform))
 			continue
 		}
-		if best == nil || best.Platform == nil || s.platform.Less(*e.Platform, *best.Platform) {
+		if best == nil || best.Platform == nil || wanted.Less(*e.Platform, *best.Platform) {
 			best = &entries[i]
 		}
 	}
@@ -205,8 +217,8 @@ func (s *Service) checkManifest(d digest.Digest, doc document) error {
 	return nil
 }
 
-// fetchConfig fetches and checks the config, against the manifest and this node.
-func (s *Service) fetchConfig(ctx context.Context, src *remote.Session, r *resolved) (err error) {
+// fetchConfig fetches and checks the config, against the manifest and the wanted platform.
+func (s *Service) fetchConfig(ctx context.Context, src documents, r *resolved, wanted platforms.MatchComparer) (err error) {
 	if r.config, err = src.ReadBlob(ctx, r.doc.Config, s.cfg.Limits.Config); err != nil {
 		return err
 	}
@@ -225,8 +237,8 @@ func (s *Service) fetchConfig(ctx context.Context, src *remote.Session, r *resol
 			return invalidf("config %s: rootfs.diff_ids[%d] %q: %w", id, i, d, err)
 		}
 	}
-	if r.image.OS != "" && r.image.Architecture != "" && !s.platform.Match(r.image.Platform) {
-		return fmt.Errorf("%w: config %s is for platform %s, not for this node", ErrNotFound, id, platforms.Format(r.image.Platform))
+	if r.image.OS != "" && r.image.Architecture != "" && !wanted.Match(r.image.Platform) {
+		return fmt.Errorf("%w: config %s is for platform %s, which is not the wanted one", ErrNotFound, id, platforms.Format(r.image.Platform))
 	}
 	return nil
 }

@@ -84,7 +84,7 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string,
 		if r, err = s.resolve(ctx, session, t); err != nil {
 			return err
 		}
-		return s.fetchConfig(ctx, session, &r)
+		return s.fetchConfig(ctx, session, &r, s.platform)
 	})
 	if err != nil {
 		return "", err
@@ -93,7 +93,11 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string,
 	if err := s.holds.acquire(ctx, diffIDs); err != nil {
 		return "", err
 	}
-	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error { return s.fetchLayers(ctx, src, &r) })
+	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
+		return eachLayer(ctx, &r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
+			return s.layer(ctx, src, desc, diffID)
+		})
+	})
 	if err == nil {
 		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.record(t, &r, diffIDs) })
 	}
@@ -106,8 +110,9 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string,
 	return string(r.doc.Config.Digest), nil
 }
 
-// fetchLayers returns when all layers are present, or after the first error when everything begun has ended.
-func (s *Service) fetchLayers(ctx context.Context, src *source, r *resolved) error {
+// eachLayer calls bring for all layers at the same time and returns when all are present, or after the first error when
+// everything begun has ended.
+func eachLayer(ctx context.Context, r *resolved, bring func(context.Context, ocispec.Descriptor, digest.Digest) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	begun := map[digest.Digest]bool{}
 	for i, desc := range r.doc.Layers {
@@ -117,7 +122,7 @@ func (s *Service) fetchLayers(ctx context.Context, src *source, r *resolved) err
 		}
 		begun[diffID] = true
 		g.Go(func() error {
-			if err := s.layer(ctx, src, desc, diffID); err != nil {
+			if err := bring(ctx, desc, diffID); err != nil {
 				return fmt.Errorf("layer %d of %d: %w", i+1, len(r.doc.Layers), err)
 			}
 			return nil
@@ -135,7 +140,7 @@ func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descripto
 		src.users.Add(1)
 		work := func(ctx context.Context) (struct{}, error) {
 			defer src.release()
-			return struct{}{}, s.fetchOnce(ctx, src.Session, desc, diffID)
+			return struct{}{}, s.once(ctx, diffID, func(ctx context.Context) error { return s.fetchLayer(ctx, src.Session, desc, diffID) })
 		}
 		_, ours, err := s.fetches.do(ctx, string(diffID), true, work)
 		if !ours {
@@ -147,8 +152,8 @@ func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descripto
 	}
 }
 
-// fetchOnce waits for a slot and fetches the layer, unless it was committed since somebody looked.
-func (s *Service) fetchOnce(ctx context.Context, src *remote.Session, desc ocispec.Descriptor, diffID digest.Digest) error {
+// once waits for a slot and brings the layer, unless it was committed since somebody looked.
+func (s *Service) once(ctx context.Context, diffID digest.Digest, bring func(context.Context) error) error {
 	if err := s.slots.Acquire(ctx, 1); err != nil {
 		return context.Cause(ctx)
 	}
@@ -156,21 +161,26 @@ func (s *Service) fetchOnce(ctx context.Context, src *remote.Session, desc ocisp
 	if s.layers.Has(diffID) {
 		return nil
 	}
-	return s.fetchLayer(ctx, src, desc, diffID)
+	return bring(ctx)
 }
 
-// record stores the image. The pull's holds become the image's, or are let go if it has its own already.
+// record stores the pulled image.
 func (s *Service) record(t target, r *resolved, diffIDs []digest.Digest) error {
+	var names []string
+	if t.tag != "" {
+		names = []string{t.String()}
+	}
+	return s.put(r, names, []string{t.repo.Name() + "@" + r.top.String()}, diffIDs)
+}
+
+// put stores an image whose layers the caller holds. The holds become the image's, or are let go if it has its own already.
+func (s *Service) put(r *resolved, names, repoDigests []string, diffIDs []digest.Digest) error {
 	img := imagedb.Image{
 		ID: r.doc.Config.Digest, Config: r.config, User: r.image.Config.User,
 		ManifestDigest: r.manifest.Digest, Manifest: r.manifest.Bytes,
-		RepoDigests: []string{t.repo.Name() + "@" + r.top.String()},
-		DiffIDs:     r.image.RootFS.DiffIDs,
-		Size:        int64(len(r.config)+len(r.manifest.Bytes)) + s.size(diffIDs),
-		PulledAt:    time.Now().UTC(),
-	}
-	if t.tag != "" {
-		img.Names = []string{t.String()}
+		Names: names, RepoDigests: repoDigests, DiffIDs: r.image.RootFS.DiffIDs,
+		Size:     int64(len(r.config)+len(r.manifest.Bytes)) + s.size(diffIDs),
+		PulledAt: time.Now().UTC(),
 	}
 	s.images.Lock()
 	present := s.db.Snapshot().ByID(img.ID) != nil

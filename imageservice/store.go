@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"io"
 	"os"
 
 	"github.com/opencontainers/go-digest"
@@ -19,4 +20,6 @@ type LayerStore interface {
 	Remove(diffID digest.Digest) (freed int64, err error)
 	Root(ctx context.Context, containerID string, diffIDs []digest.Digest, opts layer.RootOptions) (*os.File, error)
 	RemoveRoot(containerID string) error
+	Archive(ctx context.Context, diffID digest.Digest, w io.Writer) error
+	ArchiveSize(diffID digest.Digest) (int64, error)
 }

@@ -74,11 +74,34 @@ func (s *Store) Archive(ctx context.Context, id digest.Digest, w io.Writer) erro
 	return nil
 }
 
-func (s *Store) rebuild(e *entry, w io.Writer) error {
+// ArchiveSize is how many bytes Archive would write.
+func (s *Store) ArchiveSize(id digest.Digest) (int64, error) {
+	e, err := s.acquire(id)
+	if err != nil {
+		return 0, fmt.Errorf("archive of layer %s: %w", id, err)
+	}
+	defer s.release(e)
+	f, err := openFrame(e)
+	if err == nil {
+		defer func() { _ = f.Close() }() // only read
+		var size int64
+		if size, err = frame.Size(f); err == nil {
+			return size, nil
+		}
+	}
+	return 0, fmt.Errorf("archive of layer %s: %w: %w", id, ErrNoArchive, err)
+}
+
+func openFrame(e *entry) (*os.File, error) {
 	f, err := os.Open(filepath.Join(e.dir, frameFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("it was unpacked without a frame; pulling the image again after removing it helps")
+		err = errors.New("it was unpacked without a frame; pulling the image again after removing it helps")
 	}
+	return f, err
+}
+
+func (s *Store) rebuild(e *entry, w io.Writer) error {
+	f, err := openFrame(e)
 	if err != nil {
 		return err
 	}

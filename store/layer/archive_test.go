@@ -92,6 +92,9 @@ func TestArchiveOfOddArchives(t *testing.T) {
 	for _, s := range bothFormats(t) {
 		for name, stream := range odd {
 			id := add(t, s, stream)
+			if size, err := s.ArchiveSize(id); err != nil || size != int64(len(stream)) {
+				t.Errorf("%s, %s: size is %d of %d, %v", s.config.Format, name, size, len(stream), err)
+			}
 			if got, err := rebuilt(s, id); err != nil || !bytes.Equal(got, stream) {
 				t.Errorf("%s, %s: %d bytes of %d, %v", s.config.Format, name, len(got), len(stream), err)
 			}

@@ -24,20 +24,33 @@ type Contents interface {
 
 // Copy writes the archive whose frame is r to w.
 func Copy(w io.Writer, r io.Reader, contents Contents) error {
+	_, err := copyArchive(w, r, contents)
+	return err
+}
+
+// Size is how long the archive is whose frame is r, in bytes.
+func Size(r io.Reader) (int64, error) { return copyArchive(io.Discard, r, nowhere{}) }
+
+// nowhere has all contents and gives none.
+type nowhere struct{}
+
+func (nowhere) WriteContent(io.Writer, int64, Place) error { return nil }
+
+func copyArchive(w io.Writer, r io.Reader, contents Contents) (int64, error) {
 	head := make([]byte, len(magic))
 	if _, err := io.ReadFull(r, head); err != nil || string(head) != magic {
-		return fmt.Errorf("%w: it does not begin as one", ErrDamaged)
+		return 0, fmt.Errorf("%w: it does not begin as one", ErrDamaged)
 	}
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
 	if err != nil {
-		return fmt.Errorf("read frame: %w", err)
+		return 0, fmt.Errorf("read frame: %w", err)
 	}
 	defer z.Close()
 	c := copier{w: w, r: bufio.NewReader(whole{z}), contents: contents}
 	for {
 		done, err := c.record()
 		if done || err != nil {
-			return err
+			return c.total, err
 		}
 	}
 }

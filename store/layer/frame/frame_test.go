@@ -62,6 +62,9 @@ func TestCopy(t *testing.T) {
 	if err := Copy(&got, bytes.NewReader(frame), contents); err != nil || got.String() != want {
 		t.Errorf("%d bytes of %d, %v", got.Len(), len(want), err)
 	}
+	if size, err := Size(bytes.NewReader(frame)); err != nil || size != int64(len(want)) {
+		t.Errorf("size %d instead of %d, %v", size, len(want), err)
+	}
 	for n := range frame {
 		if err := Copy(io.Discard, bytes.NewReader(frame[:n]), contents); !errors.Is(err, ErrDamaged) {
 			t.Errorf("cut to %d bytes of %d: %v", n, len(frame), err)

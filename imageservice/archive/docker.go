@@ -1,0 +1,139 @@
+package archive
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const dockerFile = "manifest.json"
+
+// dockerImage is an entry of manifest.json.
+type dockerImage struct {
+	Config   string
+	RepoTags []string
+	Layers   []string
+}
+
+// loadDocker reads manifest.json. If make is false the images are known from elsewhere, and only their names are taken.
+func (a *Archive) loadDocker(make bool) error {
+	data, err := read(a.files, dockerFile, maxDocument)
+	if err != nil {
+		return err
+	}
+	var list []dockerImage
+	if err := json.Unmarshal(data, &list); err != nil {
+		return invalidf("%s: %w", dockerFile, err)
+	}
+	if len(list) > maxImages {
+		return invalidf("%s: %d images, more than %d", dockerFile, len(list), maxImages)
+	}
+	for i, img := range list {
+		if err := a.addDocker(img, make); err != nil {
+			return fmt.Errorf("%s: image %d: %w", dockerFile, i+1, err)
+		}
+	}
+	return nil
+}
+
+func (a *Archive) addDocker(img dockerImage, make bool) error {
+	if len(img.RepoTags) > maxNames || len(img.Layers) > maxLayers {
+		return invalidf("%d names and %d layers, more than %d and %d", len(img.RepoTags), len(img.Layers), maxNames, maxLayers)
+	}
+	config, err := a.readNamed(img.Config)
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	id := digest.FromBytes(config)
+	a.names[id] = append(a.names[id], img.RepoTags...)
+	if !make {
+		return nil
+	}
+	var rootfs struct {
+		RootFS ocispec.RootFS `json:"rootfs"`
+	}
+	if err := json.Unmarshal(config, &rootfs); err != nil {
+		return invalidf("config %s: %w", id, err)
+	}
+	diffIDs := rootfs.RootFS.DiffIDs
+	if len(diffIDs) != len(img.Layers) {
+		return invalidf("config %s: %d rootfs.diff_ids, there are %d layers", id, len(diffIDs), len(img.Layers))
+	}
+	a.blobs[id] = blob{data: config}
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: images.MediaTypeDockerSchema2Manifest,
+		Config: ocispec.Descriptor{MediaType: images.MediaTypeDockerSchema2Config, Digest: id, Size: int64(len(config))},
+		Layers: []ocispec.Descriptor{},
+	}
+	for i, name := range img.Layers {
+		desc, err := a.dockerLayer(name, diffIDs[i])
+		if err != nil {
+			return fmt.Errorf("layer %d: %w", i+1, err)
+		}
+		m.Layers = append(m.Layers, desc)
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	desc := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	a.blobs[desc.Digest] = blob{data: data}
+	a.images = append(a.images, Image{Desc: desc, Made: true})
+	return nil
+}
+
+func (a *Archive) readNamed(name string) ([]byte, error) {
+	name, err := clean(name)
+	if err != nil {
+		return nil, err
+	}
+	data, err := read(a.files, name, maxConfig)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, invalidf("file %q is missing", name)
+	}
+	return data, err
+}
+
+// dockerLayer describes a layer. A plain one has the digest that the config says; a packed one is read for its own.
+func (a *Archive) dockerLayer(name string, diffID digest.Digest) (ocispec.Descriptor, error) {
+	desc := ocispec.Descriptor{MediaType: images.MediaTypeDockerSchema2Layer, Digest: diffID}
+	if err := diffID.Validate(); err != nil {
+		return desc, invalidf("rootfs.diff_ids has %q: %w", diffID, err)
+	}
+	name, err := clean(name)
+	if err != nil {
+		return desc, err
+	}
+	f, err := a.files.open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return desc, invalidf("file %q is missing", name)
+	}
+	if err != nil {
+		return desc, err
+	}
+	defer func() { _ = f.Close() }() // only read
+	desc.Size = f.Size()
+	head := make([]byte, 4)
+	if _, err := f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return desc, fmt.Errorf("read %q: %w", name, err)
+	}
+	if compression(head) != plain {
+		if desc.Digest, err = digest.FromReader(f); err != nil {
+			return desc, fmt.Errorf("read %q: %w", name, err)
+		}
+		desc.MediaType = images.MediaTypeDockerSchema2LayerGzip
+		if bytes.HasPrefix(head, magicZstd) {
+			desc.MediaType = images.MediaTypeDockerSchema2LayerZstd
+		}
+	}
+	a.blobs[desc.Digest] = blob{name: name}
+	return desc, nil
+}

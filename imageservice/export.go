@@ -1,0 +1,140 @@
+package imageservice
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/imageservice/archive"
+	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/store/imagedb"
+)
+
+// Export writes images as one archive that is an OCI layout and Docker's archive at once. Layers come out as they were
+// before they were compressed, so ids stay the same. The manifest stays if its layers were not compressed; else there is
+// a new one, and the former is in the archive for those who import it here. An image given by a tag has only that name
+// in the archive, any other all that it has. ErrNotFound if one is not present.
+func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Progress) error {
+	var exports []archive.Export
+	for _, ref := range refs {
+		img := find(s.db.Snapshot(), ref)
+		if img == nil {
+			return fmt.Errorf("export: %w: %s", ErrNotFound, ref)
+		}
+		held := unique(img.DiffIDs)
+		if err := s.holds.acquire(ctx, held); err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+		defer func() {
+			if err := s.holds.release(held); err != nil {
+				s.log.Warn("layers of a removed image stay", "image", img.ID, "error", err)
+			}
+		}()
+		e, err := s.export(ctx, img, ref, p)
+		if err != nil {
+			return fmt.Errorf("export image %s: %w", ref, err)
+		}
+		exports = append(exports, e)
+	}
+	if err := archive.Write(w, exports); err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	return nil
+}
+
+// export describes an image whose layers are held.
+func (s *Service) export(ctx context.Context, img *imagedb.Image, ref string, p *Progress) (e archive.Export, err error) {
+	e = archive.Export{Names: img.Names, Config: img.Config}
+	if t, err := parse(ref); err == nil && t.tag != "" && s.db.Snapshot().ByName(t.String()) == img {
+		e.Names = []string{t.String()}
+	}
+	layers := map[digest.Digest]archive.Layer{}
+	total := int64(0)
+	for _, id := range img.DiffIDs {
+		l, known := layers[id]
+		if !known {
+			l = archive.Layer{DiffID: id, Write: func(w io.Writer) error { return s.layers.Archive(ctx, id, progressWriter{w, p}) }}
+			if l.Size, err = s.layers.ArchiveSize(id); err != nil {
+				return e, err
+			}
+			total += l.Size
+			layers[id] = l
+		}
+		e.Layers = append(e.Layers, l)
+	}
+	p.begin(string(img.ID), total)
+	return e, s.exportManifest(&e, img)
+}
+
+// exportManifest gives e the manifest of img if that speaks of plain layers, else one that does.
+func (s *Service) exportManifest(e *archive.Export, img *imagedb.Image) error {
+	doc, _, err := parseDocument(remote.Manifest{Digest: img.ManifestDigest, Bytes: img.Manifest})
+	if err != nil {
+		return err
+	}
+	config, err := parseConfig(img.Config)
+	if err != nil {
+		return err
+	}
+	mediaType := doc.MediaType
+	if mediaType == "" {
+		mediaType = ocispec.MediaTypeImageManifest
+	}
+	e.Manifest = img.Manifest
+	var annotations map[string]string
+	if !plainLayers(doc, img.DiffIDs) {
+		mediaType = ocispec.MediaTypeImageManifest
+		annotations = map[string]string{annotationManifest: string(img.ManifestDigest)}
+		e.More = [][]byte{img.Manifest}
+		if e.Manifest, err = plainManifest(e, img); err != nil {
+			return err
+		}
+	}
+	platform := config.Platform
+	e.Desc = ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(e.Manifest), Size: int64(len(e.Manifest)),
+		Platform: &platform, Annotations: annotations}
+	return nil
+}
+
+// plainLayers says whether the manifest's layers are not compressed.
+func plainLayers(doc document, diffIDs []digest.Digest) bool {
+	if len(doc.Layers) != len(diffIDs) {
+		return false
+	}
+	for i, l := range doc.Layers {
+		if l.Digest != diffIDs[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// plainManifest makes the manifest of an image whose layers are not compressed: always the same for the same image.
+func plainManifest(e *archive.Export, img *imagedb.Image) ([]byte, error) {
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: img.ID, Size: int64(len(img.Config))},
+		Layers: []ocispec.Descriptor{},
+	}
+	for _, l := range e.Layers {
+		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.DiffID, Size: l.Size})
+	}
+	return json.Marshal(m)
+}
+
+// progressWriter counts what it passes on.
+type progressWriter struct {
+	w io.Writer
+	p *Progress
+}
+
+func (w progressWriter) Write(b []byte) (int, error) {
+	n, err := w.w.Write(b)
+	w.p.add(int64(n))
+	return n, err
+}

@@ -1,0 +1,277 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/imageservice/archive"
+	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/stage"
+)
+
+// maxManifest bounds a manifest or index in an archive, in bytes, as package remote does.
+const maxManifest = 4 << 20
+
+// ImportRequest says what of an archive is wanted.
+type ImportRequest struct {
+	Names        []string // instead of those in the archive, which must have one image then
+	Platform     string   // "os/arch/variant" of the images to take, also if it is not the node's; "": the node's
+	AllPlatforms bool     // all that there are; names are given to what fits the node best
+	Progress     *Progress
+}
+
+// Imported is an image that was in an archive.
+type Imported struct {
+	ID          string   `json:"id"`
+	Names       []string `json:"repoTags"`
+	RepoDigests []string `json:"repoDigests"`
+	Platform    string   `json:"platform"`
+	Present     bool     `json:"present"` // before, with all these names
+}
+
+// Import brings the images of an archive onto the node: everything is verified as if it came from a registry, and layers
+// that are present are not read. Images before one that fails stay.
+func (s *Service) Import(ctx context.Context, a *archive.Archive, r ImportRequest) (list []Imported, err error) {
+	wanted := s.platform
+	if r.Platform != "" {
+		if wanted, err = platformOf(r.Platform); err != nil {
+			return nil, fmt.Errorf("import: %w", err)
+		}
+	}
+	images := a.Images()
+	if len(images) == 0 {
+		return nil, fmt.Errorf("import: %w: the archive has no image", ErrInvalidImage)
+	}
+	if len(r.Names) > 0 && len(images) > 1 {
+		return nil, fmt.Errorf("import: %w: names were given for one image, the archive has %d", ErrInvalidReference, len(images))
+	}
+	for i, img := range images {
+		all, err := s.importImage(ctx, a, img, r, wanted)
+		list = append(list, all...)
+		if err != nil {
+			return list, fmt.Errorf("import: image %d of %d, %s: %w", i+1, len(images), img.Desc.Digest, err)
+		}
+	}
+	return list, nil
+}
+
+// importImage brings what one entry of the archive's index leads to.
+func (s *Service) importImage(ctx context.Context, a *archive.Archive, img archive.Image, r ImportRequest, wanted platforms.MatchComparer) (list []Imported, err error) {
+	src := shelf{a}
+	m, err := src.manifest(img.Desc)
+	if err != nil {
+		return nil, err
+	}
+	best, err := s.fromArchive(ctx, src, m, wanted)
+	if err != nil && (!r.AllPlatforms || !errors.Is(err, ErrNotFound)) {
+		return nil, err
+	}
+	found := []resolved{best}
+	if err != nil {
+		found = nil
+	}
+	if r.AllPlatforms {
+		more, err := s.allOf(ctx, src, m, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range more {
+			if len(found) == 0 || other.doc.Config.Digest != found[0].doc.Config.Digest {
+				found = append(found, other)
+			}
+		}
+	}
+	for i := range found {
+		one, err := s.importOne(ctx, src, img, &found[i], r, i == 0)
+		if err != nil {
+			return list, err
+		}
+		list = append(list, one)
+	}
+	return list, nil
+}
+
+// fromArchive resolves m to the manifest of the wanted platform and reads its config.
+func (s *Service) fromArchive(ctx context.Context, src shelf, m remote.Manifest, wanted platforms.MatchComparer) (resolved, error) {
+	r, err := s.descend(ctx, src, m, wanted)
+	if err == nil {
+		err = s.fetchConfig(ctx, src, &r, wanted)
+	}
+	return r, err
+}
+
+// allOf resolves every manifest of a container image below m.
+func (s *Service) allOf(ctx context.Context, src shelf, m remote.Manifest, depth int) (list []resolved, err error) {
+	doc, index, err := parseDocument(m)
+	if err != nil {
+		return nil, err
+	}
+	if !index {
+		r, err := s.fromArchive(ctx, src, m, platforms.All)
+		return []resolved{r}, err
+	}
+	if depth == maxIndexDepth {
+		return nil, invalidf("index %s: more than %d indexes before a manifest", m.Digest, maxIndexDepth)
+	}
+	for _, e := range doc.Manifests {
+		attestation := e.Platform != nil && e.Platform.OS == "unknown"
+		if !slices.Contains(accepted, e.MediaType) || attestation || !src.archive.Has(e.Digest) { // an archive may have only some
+			continue
+		}
+		next, err := src.manifest(e)
+		if err != nil {
+			return nil, err
+		}
+		below, err := s.allOf(ctx, src, next, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, below...)
+	}
+	return list, nil
+}
+
+// importOne brings the layers of an image and records it.
+func (s *Service) importOne(ctx context.Context, src shelf, img archive.Image, r *resolved, request ImportRequest, named bool) (one Imported, err error) {
+	one = Imported{ID: string(r.doc.Config.Digest), Names: []string{}, RepoDigests: []string{}, Platform: platforms.Format(r.image.Platform)}
+	if err := s.original(ctx, src, img, r); err != nil {
+		return one, err
+	}
+	if named {
+		if one.Names, one.RepoDigests, err = importNames(img, src.archive.NamesOf(r.doc.Config.Digest), r, request.Names); err != nil {
+			return one, err
+		}
+	}
+	one.Present = s.hasAll(r.doc.Config.Digest, slices.Concat(one.Names, one.RepoDigests))
+	if one.Present {
+		return one, nil
+	}
+	subject := one.ID
+	if len(one.Names) > 0 {
+		subject = one.Names[0]
+	}
+	ctx, op := s.cfg.Recorder.Start(ctx, "import", subject)
+	defer func() { op.End(err) }()
+	diffIDs := unique(r.image.RootFS.DiffIDs)
+	if err := s.holds.acquire(ctx, diffIDs); err != nil {
+		return one, err
+	}
+	request.Progress.expect(r)
+	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
+		return eachLayer(ctx, r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
+			return s.take(ctx, src, desc, diffID, request.Progress)
+		})
+	})
+	if err == nil {
+		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.put(r, one.Names, one.RepoDigests, diffIDs) })
+	}
+	if err != nil {
+		if releaseErr := s.holds.release(diffIDs); releaseErr != nil {
+			s.log.Warn("layers of a failed import stay", "image", subject, "error", releaseErr)
+		}
+	}
+	return one, err
+}
+
+// hasAll says whether the image is present and has all these names.
+func (s *Service) hasAll(id digest.Digest, names []string) bool {
+	present := s.db.Snapshot().ByID(id)
+	return present != nil && !slices.ContainsFunc(names, func(n string) bool {
+		return !slices.Contains(present.Names, n) && !slices.Contains(present.RepoDigests, n)
+	})
+}
+
+// take returns when the layer is present. The caller holds it.
+func (s *Service) take(ctx context.Context, src shelf, desc ocispec.Descriptor, diffID digest.Digest, p *Progress) error {
+	for try := 1; ; try++ {
+		if s.layers.Has(diffID) {
+			p.add(desc.Size) // a part that was counted already is counted twice; it is only shown
+			return nil
+		}
+		_, ours, err := s.fetches.do(ctx, string(diffID), true, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, s.once(ctx, diffID, func(ctx context.Context) error { return s.unpackFrom(ctx, src, desc, diffID, p) })
+		})
+		if err == nil && ours {
+			return nil
+		}
+		if err != nil && (ours || ctx.Err() != nil || try == fetchTries) {
+			return err
+		}
+	}
+}
+
+// unpackFrom brings one layer from the archive into the store.
+func (s *Service) unpackFrom(ctx context.Context, src shelf, desc ocispec.Descriptor, diffID digest.Digest, p *Progress) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f, err := src.archive.Blob(desc.Digest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return invalidf("blob %s is missing in the archive", desc.Digest)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // only read
+	if f.Size() != desc.Size {
+		return invalidf("blob %s has %d bytes, the manifest says %d", desc.Digest, f.Size(), desc.Size)
+	}
+	err = s.unpack(ctx, cancel, &counted{ctx, f, p}, desc, diffID)
+	var content contentError
+	if errors.As(err, &content) {
+		err = fmt.Errorf("%w: %w", ErrInvalidImage, err)
+	}
+	return err
+}
+
+// counted is a blob that is being read.
+type counted struct {
+	ctx context.Context // ends the reading
+	r   io.Reader
+	p   *Progress
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.r.Read(b)
+	c.p.add(int64(n))
+	return n, err
+}
+
+// shelf is an archive as a place where documents come from.
+type shelf struct{ archive *archive.Archive }
+
+func (s shelf) manifest(desc ocispec.Descriptor) (remote.Manifest, error) {
+	data, err := s.archive.Document(desc.Digest, maxManifest)
+	if err != nil {
+		return remote.Manifest{}, err
+	}
+	if desc.Size != int64(len(data)) {
+		return remote.Manifest{}, invalidf("manifest %s: %d bytes, the index says %d", desc.Digest, len(data), desc.Size)
+	}
+	return remote.Manifest{Digest: desc.Digest, MediaType: desc.MediaType, Bytes: data}, nil
+}
+
+// ManifestByDigest reads a manifest, whose media type is what it says itself.
+func (s shelf) ManifestByDigest(_ context.Context, d digest.Digest, _ []string) (remote.Manifest, error) {
+	data, err := s.archive.Document(d, maxManifest)
+	return remote.Manifest{Digest: d, Bytes: data}, err
+}
+
+// ReadBlob reads a small blob, verified.
+func (s shelf) ReadBlob(_ context.Context, desc ocispec.Descriptor, most int64) ([]byte, error) {
+	data, err := s.archive.Document(desc.Digest, most)
+	if err == nil && desc.Size != int64(len(data)) {
+		err = invalidf("blob %s: %d bytes, the manifest says %d", desc.Digest, len(data), desc.Size)
+	}
+	return data, err
+}
