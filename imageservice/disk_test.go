@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -23,6 +24,34 @@ func small(t testing.TB, size string) string {
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
 		t.Skipf("mount tmpfs: %v", err)
 	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	return dir
+}
+
+// disk mounts an ext4 file system of its own for a test, whose device lies in memory, so that syncing costs nothing.
+func disk(t testing.TB, size string, options ...string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	memory, err := os.MkdirTemp("/dev/shm", "disk-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(memory) }) // gone at the latest with the machine
+	image, dir := filepath.Join(memory, "image"), t.TempDir()
+	run := func(name string, args ...string) {
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s %q: %v: %s", name, args, err, out)
+		}
+	}
+	run("truncate", "-s", size, image)
+	run("mkfs.ext4", append([]string{"-q", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"}, append(options, image)...)...)
+	run("mount", "-o", "loop", image, dir)
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Errorf("unmount: %v", err)
