@@ -1,0 +1,28 @@
+// Package trust says whether an image may come onto the node: by rules in a policy file with public keys, and by programs
+// of the operator. It has no network of its own; signatures come through a Source that the caller gives.
+//
+// # Policy
+//
+// The file has the form of containers-policy.json(5): default, and under transports.docker rules for scopes, of which the
+// most specific one that the image's name is in counts, alone. All requirements of a rule must be met. What this package
+// does not understand is an error when the file is read, never ignored: GPG (signedBy), certificates (fulcio, pki),
+// transparency logs (rekorPublicKey...), unknown keys, keys that are there twice.
+//
+// sigstoreSigned wants a signature as cosign attaches it: manifest sha256-<hex>.sig in the image's repository, one layer
+// a signature. One that vouches for what the reference names (an index, say) or for this node's manifest is enough. The
+// order is: signature by one of the keys, and only then the payload is read; its digest is that of the manifest; its
+// identity is what signedIdentity wants. Newer signatures that are bundles among the referrers say nothing of the image's
+// name, so no signedIdentity could be held against them, and they are not looked at.
+//
+// # Verifiers
+//
+// A directory of programs in the form of containerd's plugin io.containerd.image-verifier.v1.bindir: each is told name,
+// digest and descriptor, and exits with 0 if it accepts. All must. Unlike there, a directory that is missing and one with
+// more programs than allowed refuse every image.
+//
+// # Errors
+//
+// ErrRefused is in every error that says that the image may not be used; other errors say that this could not be found out.
+//
+// Concurrency: everything is safe; a Policy and Verifiers never change.
+package trust
