@@ -40,6 +40,7 @@ var statusCodes = []struct {
 	{sandbox.ErrExecTimeout, codes.DeadlineExceeded},
 	{streaming.ErrTooMany, codes.ResourceExhausted},
 	{imageservice.ErrRegistryUnavailable, codes.Unknown}, // the kubelet looks for the prefix of this code's text
+	{imageservice.ErrRefused, codes.Unknown},             // likewise
 	{imageservice.ErrInvalidReference, codes.InvalidArgument},
 	{imageservice.ErrNotFound, codes.NotFound},
 	{imageservice.ErrUnauthorized, codes.Unknown},
@@ -50,7 +51,7 @@ var statusCodes = []struct {
 }
 
 // firstWords are errors that clients know by the begin of the text, where otherwise the stage stands.
-var firstWords = []error{imageservice.ErrRegistryUnavailable, crierrors.ErrSignatureValidationFailed, crierrors.ErrRROUnsupported, crierrors.ErrImageVolumeMountFailed}
+var firstWords = []error{imageservice.ErrRegistryUnavailable, imageservice.ErrRefused, crierrors.ErrRROUnsupported, crierrors.ErrImageVolumeMountFailed}
 
 // leading moves the word of such an error to the front of the text.
 func leading(err error, text string) string {

@@ -10,12 +10,16 @@
 // once; a caller whose ctx ends stops waiting, and the work stops when nobody waits any more. A pull that fails
 // leaves nothing behind, also no layer that was complete.
 //
+// What a pull may bring in is for package trust to say where that is configured: after the manifests are known and before
+// anything else is fetched, at every pull, also of an image that is present. What is present may be used.
+//
 // # Archives
 //
 // Import takes images from an archive (package archive) as Pull does from a registry: the same digests are verified, the same
 // limits hold, and a layer that a pull fetches at the same time is unpacked once. Export rebuilds layers byte for byte from
 // their frames, so ids stay. Compressed bytes are not kept: a manifest that speaks of compressed layers is replaced in the
 // archive by one that speaks of plain ones, and comes along as a blob; Import finds it there and keeps it.
+// Package trust is not asked about archives: an import is the operator's own act.
 //
 // # Invariants
 //

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/imageservice/trust"
 )
 
 // What callers act on. Any other error of Pull is the end of its ctx or the node's own trouble.
@@ -19,10 +20,17 @@ var (
 // this word, which the kubelet looks for.
 var ErrRegistryUnavailable = errors.New("RegistryUnavailable")
 
+// ErrRefused says that the verification that is configured does not let the image in. The text of such an error begins with
+// this word, which the kubelet looks for.
+var ErrRefused = errors.New("SignatureValidationFailed")
+
 // classify gives the error of a pull the sentinel that callers know.
 func classify(ref string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, trust.ErrRefused) {
+		return fmt.Errorf("%w: pull image %s: %w", ErrRefused, ref, err)
 	}
 	for _, kind := range []struct{ remote, ours error }{
 		{remote.ErrUnauthorized, ErrUnauthorized},

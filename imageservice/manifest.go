@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,7 +109,8 @@ func parseDocument(m remote.Manifest) (doc document, index bool, err error) {
 
 // resolved is what a reference led to.
 type resolved struct {
-	top      digest.Digest // of what the reference names: manifest or index
+	top      digest.Digest        // of what the reference names: manifest or index
+	chain    []ocispec.Descriptor // from top to manifest
 	manifest remote.Manifest
 	doc      document
 	config   []byte
@@ -143,6 +145,7 @@ func (s *Service) descend(ctx context.Context, src documents, m remote.Manifest,
 		if err != nil {
 			return r, err
 		}
+		r.chain = append(r.chain, ocispec.Descriptor{MediaType: cmp.Or(doc.MediaType, m.MediaType), Digest: m.Digest, Size: int64(len(m.Bytes))})
 		if !index {
 			r.manifest, r.doc = m, doc
 			return r, s.checkManifest(m.Digest, doc)

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// resolveBound limits manifests and config of one pull: a few small documents. Layers are bounded by throughput.
+	// resolveBound limits manifests of one pull, and its config: a few small documents. Layers are bounded by throughput.
 	resolveBound = 5 * time.Minute
 	// fetchTries is how often a pull takes part in fetching one layer: when another pull's registry failed, its own may not.
 	fetchTries = 3
@@ -50,27 +50,28 @@ func (s *Service) Pull(ctx context.Context, r PullRequest) (id string, err error
 	if err != nil {
 		return "", err
 	}
-	key, err := pullKey(t, r.Auth)
+	verification := s.verification.Load()
+	key, err := pullKey(t, r.Auth, verification)
 	if err != nil {
 		return "", err
 	}
-	id, _, err = s.pulls.do(ctx, key, false, func(ctx context.Context) (string, error) { return s.pull(ctx, t, r.Auth) })
+	id, _, err = s.pulls.do(ctx, key, false, func(ctx context.Context) (string, error) { return s.pull(ctx, t, r.Auth, verification) })
 	return id, classify(t.String(), err)
 }
 
 // pullKey is the same for pulls that may share one run. It begins with the reference; the secrets are in it only as a
-// digest.
-func pullKey(t target, auth remote.Auth) (string, error) {
+// digest. v is there while the run is, so its address tells it from a later one.
+func pullKey(t target, auth remote.Auth, v *Verification) (string, error) {
 	type plainAuth remote.Auth // without the redacting methods
 	secrets, err := json.Marshal(plainAuth(auth))
 	if err != nil {
 		return "", fmt.Errorf("pull image %s: auth cannot be encoded", t)
 	}
 	sum := sha256.Sum256(secrets)
-	return t.String() + "\x00" + string(sum[:]), nil
+	return fmt.Sprintf("%s\x00%x%p", t, sum, v), nil
 }
 
-func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string, error) {
+func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verification) (string, error) {
 	session, err := s.registries.Open(t.repo, auth)
 	if err != nil {
 		return "", err
@@ -80,12 +81,16 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth) (string,
 	defer src.release()
 
 	var r resolved
-	err = stage.Run(ctx, "resolve", resolveBound, func(ctx context.Context) error {
-		if r, err = s.resolve(ctx, session, t); err != nil {
-			return err
-		}
-		return s.fetchConfig(ctx, session, &r, s.platform)
+	err = stage.Run(ctx, "resolve", resolveBound, func(ctx context.Context) (err error) {
+		r, err = s.resolve(ctx, session, t)
+		return err
 	})
+	if err == nil {
+		err = v.verify(ctx, session, t, &r)
+	}
+	if err == nil {
+		err = stage.Run(ctx, "config", resolveBound, func(ctx context.Context) error { return s.fetchConfig(ctx, session, &r, s.platform) })
+	}
 	if err != nil {
 		return "", err
 	}

@@ -27,6 +27,7 @@ type Config struct {
 	Platform string        // "os/arch/variant" of the images to take; the node's
 	Parallel int           // layers fetched and unpacked at a time, of all pulls together; 6
 	Limits   Limits
+	Verify   Verification
 	Recorder *stage.Recorder // nil: none
 	Log      *slog.Logger    // nil: none
 }
@@ -75,6 +76,8 @@ type Service struct {
 
 	registries *remote.Registries
 	pinned     atomic.Pointer[[]string]
+
+	verification atomic.Pointer[Verification]
 }
 
 // New opens the database. Images of which a layer is missing are forgotten, layers that belong to nothing are removed:
@@ -119,6 +122,7 @@ func New(cfg Config) (*Service, error) {
 		slots: semaphore.NewWeighted(int64(cfg.Parallel)), close: cancel, registries: remote.New(cfg.Registry),
 	}
 	s.pinned.Store(&pinned)
+	s.verification.Store(&cfg.Verify)
 	if err := s.reconcile(base); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

@@ -93,7 +93,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		if err != nil {
 			return errors.Join(fmt.Errorf("bring back pods: %w", err), streams.Close(ctx))
 		}
-		n.apply = func(c *Config) error { return apply(c, pods, images, devices) }
+		n.apply = func(c *Config) error { return apply(c, pods, images, devices, log) }
 		n.closers = append(n.closers, func(ctx context.Context) error {
 			pods.Close(ctx)
 			if len(pods.ListPods()) > 0 {
@@ -187,9 +187,13 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 	}
 	n.closers = append(n.closers, func(context.Context) error { return layers.Close() })
 	n.log.Info("layers", "store", layers.Describe())
+	verification, err := n.config.Images.Verify.verification(n.log)
+	if err != nil {
+		return nil, nil, err
+	}
 	images, err := imageservice.New(imageservice.Config{
 		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Pinned: n.config.Images.Pinned, Registry: n.config.registries(),
-		Recorder: recorder, Log: n.log,
+		Verify: verification, Recorder: recorder, Log: n.log,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open images: %w", err)

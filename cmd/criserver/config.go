@@ -70,6 +70,7 @@ type Network struct {
 type Images struct {
 	Store  string   `toml:"store" comment:"auto, erofs or overlay. auto: erofs where the kernel mounts image files directly (6.12), else overlay."`
 	Pinned []string `toml:"pinned" comment:"Images that the kubelet is told never to remove, by tag or digest; a * at the end stands for any rest."`
+	Verify Verify   `toml:"verify" comment:"Which images may be pulled. Both ways are off as long as nothing is named."`
 }
 
 // Security configures what confines containers beside namespaces, capabilities and seccomp.
@@ -132,7 +133,7 @@ func defaultConfig() Config {
 		CDI:          CDI{SpecDirs: cdi.DefaultDirs()},
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},
-		Images:       Images{Store: "auto", Pinned: []string{}},
+		Images:       Images{Store: "auto", Pinned: []string{}, Verify: defaultVerify()},
 		Streaming:    Streaming{Address: "127.0.0.1", IdleTimeout: Duration(4 * time.Hour), CreationTimeout: Duration(30 * time.Second)},
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
 		Stats:        Stats{Period: Duration(10 * time.Second), LayerPeriod: Duration(10 * time.Second)},

@@ -70,6 +70,8 @@ func TestConfigFaults(t *testing.T) {
 				"network.default: ", "network.bridge: ", `"10.1.0.0/16" is a second subnet`, `"x" is not a subnet`, `"10.0.0.1/24" has address bits beyond its mask; its subnet is 10.0.0.0/24`,
 				`"10.0.0.0/31" has no room`, "container.log_line_max: 7 is not between", "stats.period: 10ms is neither 0 nor a second", "stats.layer_period: -1s is neither", "log.format: ", "log.slow: must not be negative", "cni.conf_dir: ", "cni.bin_dirs: ",
 				`log.level: "loud" is not one of`}},
+		{name: "wrong values of image verification", text: "[images.verify]\npolicy = '/no/such/policy.json'\nbin_dir = '/no/such/dir'\nmax_verifiers = -2\nper_verifier_timeout = '0s'\n",
+			want: []string{"images.verify.policy: read policy: open /no/such/policy.json: no such file", "images.verify.bin_dir: open /no/such/dir", "images.verify.max_verifiers: -2 is neither", "images.verify.per_verifier_timeout: must be positive"}},
 		{name: "wrong values of NRI", text: "[nri]\nenable = 'yes'\nsocket_path = 's'\nplugin_path = 'p'\nplugin_config_path = 'c'\nplugin_request_timeout = '0s'\nplugin_registration_timeout = '-1s'\n",
 			want: []string{`nri.enable: "yes" is not one of`, `nri.socket_path: "s" is not an absolute`, "nri.plugin_path: ", "nri.plugin_config_path: ",
 				"nri.plugin_request_timeout: must be more than 0", "nri.plugin_registration_timeout: "}},

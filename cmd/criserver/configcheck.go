@@ -64,6 +64,7 @@ func validate(c *Config) []string {
 	if err := imageservice.CheckPinned(c.Images.Pinned); err != nil {
 		add("images.pinned", "%v", err)
 	}
+	c.Images.Verify.check(absolute, add)
 	oneOf("images.store", c.Images.Store, "auto", "erofs", "overlay")
 	oneOf("network.default", c.Network.Default, "on", "off")
 	oneOf("security.apparmor", c.Security.AppArmor, "auto", "on", "off")

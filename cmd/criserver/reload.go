@@ -18,7 +18,8 @@ import (
 )
 
 // reloadable are the keys whose change needs no restart; a table stands for all that is in it.
-var reloadable = []string{"blockio", "certs_dirs", "log.level", "log.slow", "container.absent_mount_sources_to_reject", "container.log_line_max", "cdi.spec_dirs", "images.pinned", "handlers"}
+var reloadable = []string{"blockio", "certs_dirs", "log.level", "log.slow", "container.absent_mount_sources_to_reject", "container.log_line_max", "cdi.spec_dirs", "images.pinned",
+	"images.verify.policy", "images.verify.bin_dir", "images.verify.max_verifiers", "images.verify.per_verifier_timeout", "handlers"}
 
 // reloads is what a node needs to take another configuration while it serves.
 type reloads struct {
@@ -66,9 +67,14 @@ func (n *node) reconfigure() error {
 }
 
 // apply gives the running parts what is theirs of the reloadable keys; devices may be nil.
-func apply(c *Config, pods *sandbox.Service, images *imageservice.Service, devices *cdi.Registry) error {
+func apply(c *Config, pods *sandbox.Service, images *imageservice.Service, devices *cdi.Registry, log *slog.Logger) error {
 	pods.Configure(c.podSettings())
 	images.SetRegistries(c.registries())
+	verification, err := c.Images.Verify.verification(log)
+	if err != nil {
+		return err
+	}
+	images.SetVerification(verification)
 	if err := images.SetPinned(c.Images.Pinned); err != nil || devices == nil {
 		return err
 	}
