@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/store/layer/tarstream"
+	"github.com/criserver/criserver/store/layer/tartest"
 )
 
 func file(name string) member {
@@ -30,26 +31,9 @@ func hardlink(name, target string) member {
 	return member{header: tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: target}}
 }
 
-// rawHeader is a ustar header with fields that package tar refuses to write.
-func rawHeader(name string, kind byte, size string) []byte {
-	b := make([]byte, 512)
-	copy(b, name)
-	copy(b[100:], "0000644\x000000000\x000000000\x00")
-	copy(b[124:], size)
-	copy(b[136:], "00000000000\x00        ")
-	b[156] = kind
-	copy(b[257:], "ustar\x0000")
-	sum := 0
-	for _, c := range b {
-		sum += int(c)
-	}
-	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
-	return b
-}
-
 func TestHostileLayersAreRefused(t *testing.T) {
 	limits := tarstream.DefaultLimits()
-	limits.Entries, limits.Bytes, limits.Depth, limits.XattrBytes, limits.Text = 100, 1<<20, 20, 4000, 20000
+	limits.Entries, limits.Bytes, limits.Depth, limits.XattrBytes, limits.Text, limits.PathBytes = 100, 1<<20, 20, 4000, 20000, 4095
 	big := member{header: tar.Header{Name: "big", Typeflag: tar.TypeReg, Size: 600 << 10}, content: strings.Repeat("b", 600<<10)}
 	bigger := big
 	bigger.header.Name = "bigger"
@@ -75,6 +59,9 @@ func TestHostileLayersAreRefused(t *testing.T) {
 			list = append(list, xattrs(dir, "system.posix_acl_default", "\x02\x00\x00\x00"+strings.Repeat(fmt.Sprintf("%08d", i), 400)))
 		}
 		return list
+	}
+	pax := func(records ...string) []byte {
+		return append(append(tartest.PAX('x', records...), tartest.Header("f", '0', "00000000001\x00")...), make([]byte, tartest.Block)...)
 	}
 	device := func(major, minor int64) member {
 		return member{header: tar.Header{Name: "dev", Typeflag: tar.TypeChar, Devmajor: major, Devminor: minor}}
@@ -113,15 +100,47 @@ func TestHostileLayersAreRefused(t *testing.T) {
 			file("3/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"), file("4/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"), file("5/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f"),
 			file("6/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/f")}, want: `more than the limit of 100 entries, implied directories counted`},
 		{name: "contents over the limit", members: []member{big, bigger}, want: `limit of 1048576 bytes`},
-		{name: "size of exabytes", raw: rawHeader("huge", '0', "\x80\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00"), want: `"huge": contents are together more than the limit of 1048576 bytes`},
-		{name: "negative size", raw: rawHeader("neg", '0', "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), want: `before its first entry`},
-		{name: "unknown type", raw: rawHeader("what", 'Q', "00000000000"), want: `"what": type 'Q' is not known`},
+		{name: "size of exabytes", raw: tartest.Header("huge", '0', "\x80\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00"), want: `"huge": contents are together more than the limit of 1048576 bytes`},
+		{name: "negative size", raw: tartest.Header("neg", '0', "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), want: `before its first entry`},
+		{name: "unknown type", raw: tartest.Header("what", 'Q', "00000000000"), want: `"what": type 'Q' is not known`},
 		{name: "garbage", raw: bytes.Repeat([]byte("garbage!"), 128), want: `before its first entry`},
 		{name: "xattrs over the limit", members: []member{xattrs(file("x"), "user.a", strings.Repeat("v", 4000))}, want: `"x": 1 xattrs of together 4006 bytes: the limits are 1024 and 4000`},
 		{name: "access list that is none", members: []member{xattrs(file("x"), "system.posix_acl_access", "nonsense")}, want: `"x": xattr system.posix_acl_access is not a POSIX access list`},
 		{name: "names over the limit", members: manyNames(11), want: `names, link targets and extended attributes are together more than the limit of 20000 bytes`},
 		{name: "access lists over the limit", members: manyLists(7), want: `names, link targets and extended attributes are together more than the limit of 20000 bytes`},
 		{name: "device number", members: []member{device(5000, 1)}, want: `"dev": device number 5000:1 is out of range`},
+		{name: "hard link to what comes later", members: []member{hardlink("h", "f"), file("f")}, want: `"h": hard link to "f", which is no file of this layer`},
+		{name: "hard link to itself", members: []member{hardlink("h", "h")}, want: `"h": hard link to "h", which is no file of this layer`},
+		{name: "hard link to a whiteout", members: []member{file(".wh.w"), hardlink("h", "w")}, want: `"h": hard link to "w", which is no file of this layer`},
+		{name: "hard link to what was replaced", members: []member{file("d/f"), file("d"), hardlink("h", "d/f")}, want: `"h": hard link to "d/f", which is no file of this layer`},
+		{name: "hard link to the root", members: []member{hardlink("h", "/")}, want: `"h": hard link to the root`},
+		{name: "hard link below a file", members: []member{file("f"), file("g"), hardlink("f/h", "g")}, want: `"f/h": "f" on the way is not a directory`},
+		{name: "directory below a file", members: []member{file("f"), {header: tar.Header{Name: "f/d/", Typeflag: tar.TypeDir}}}, want: `"f/d/": "f" on the way is not a directory`},
+		{name: "whiteout below a file", members: []member{file("f"), file("f/.wh.x")}, want: `"f/.wh.x": "f" on the way is not a directory`},
+		{name: "opaque file", members: []member{file("f"), file("f/.wh..wh..opq")}, want: `"f/.wh..wh..opq": "f" on the way is not a directory`},
+		{name: "below a device", members: []member{device(1, 3), file("dev/x")}, want: `"dev/x": "dev" on the way is not a directory`},
+		{name: "path of a record leads out", raw: pax("path=../../etc/passwd"), want: `"../../etc/passwd": path leads out of the layer`},
+		{name: "target of a record leads out", raw: append(tartest.PAX('x', "linkpath=../../etc/passwd"), tartest.Header("h", '1', "00000000000\x00")...),
+			want: `"h": hard link to "../../etc/passwd" outside of the layer`},
+		{name: "NUL in the path of a record", raw: pax("path=a\x00b"), want: `before its first entry`},
+		{name: "NUL in the target of a record", raw: pax("linkpath=a\x00b"), want: `before its first entry`},
+		{name: "NUL in a key", raw: pax("SCHILY.xattr.user.\x00=b"), want: `before its first entry`},
+		{name: "size of a record over the limit", raw: pax("size=1099511627776"), want: `"f": contents are together more than the limit of 1048576 bytes`},
+		{name: "size of a record that is negative", raw: pax("size=-1"), want: `before its first entry`},
+		{name: "size of a record that overflows", raw: pax("size=99999999999999999999"), want: `before its first entry`},
+		{name: "size of a record that is no number", raw: pax("size=0x10"), want: `before its first entry`},
+		{name: "owner of a record that is negative", raw: pax("uid=-1"), want: `"f": owner -1:0 is out of range`},
+		{name: "owner of a record that is nobody", raw: pax("gid=4294967295"), want: `"f": owner 0:4294967295 is out of range`},
+		{name: "time of a record that is none", raw: pax("mtime=nan"), want: `before its first entry`},
+		{name: "record that is too long", raw: pax("comment=" + strings.Repeat("c", 2<<20)), want: `longer than the limit of 1048576 bytes`},
+		{name: "record with a wrong length", raw: append(tartest.Header("pax", 'x', "00000000012\x00"), []byte("99 path=x\n"+strings.Repeat("\x00", 502))...), want: `before its first entry`},
+		{name: "long name that is too long", raw: append(tartest.Header("././@LongLink", 'L', "77777777777\x00"), make([]byte, 2<<20)...), want: `longer than the limit of 1048576 bytes`},
+		{name: "sparse map that overlaps", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=2", "GNU.sparse.map=0,10,5,10", "GNU.sparse.size=100"), want: `before its first entry`},
+		{name: "sparse map with negative numbers", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1", "GNU.sparse.map=-10,20", "GNU.sparse.size=100"), want: `before its first entry`},
+		{name: "sparse file of exabytes", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1", "GNU.sparse.map=0,1", "GNU.sparse.size=4611686018427387904"),
+			want: `"f": contents are together more than the limit of 1048576 bytes`},
+		{name: "sparse map with many pieces", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1000000000", "GNU.sparse.map=0,1", "GNU.sparse.size=100"), want: `before its first entry`},
+		{name: "device number that is negative", members: []member{}, raw: tartest.Patch(tartest.Header("dev", '3', "00000000000\x00"), 329, []byte("\xff\xff\xff\xff\xff\xff\xff\xff")), want: `"dev": device number -1:0 is out of range`},
 		{name: "link to nothing", members: []member{symlink("l", "")}, want: `"l": symbolic link to nothing`},
 	}
 	for _, format := range []Format{EROFS, Overlay} {
@@ -254,3 +273,51 @@ func TestStreamFaults(t *testing.T) {
 type errReader struct{ err error }
 
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }
+
+// TestTruncatedArchives cuts an archive everywhere. Between two entries the rest is an archive of fewer files, which only
+// its digest can tell from the whole one; no file may be shorter.
+func TestTruncatedArchives(t *testing.T) {
+	stream := pack(t, []member{directory("d/"), {header: tar.Header{Name: "d/f", Typeflag: tar.TypeReg, Mode: 0o644, Size: 700,
+		PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}, content: strings.Repeat("f", 700)}, file("g")})
+	for _, s := range bothFormats(t) {
+		whole, err := fuzzed(t, s, stream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken := map[int]bool{}
+		for cut := 0; cut < len(stream); cut += 128 {
+			files, err := fuzzed(t, s, stream[:cut])
+			if err != nil {
+				continue
+			}
+			taken[len(files)] = true
+			for path, line := range files {
+				if path != "" && whole[path] != line {
+					t.Errorf("%s: cut at %d: %q is %s", s.config.Format, cut, path, line)
+				}
+			}
+		}
+		if !taken[1] || !taken[2] || !taken[3] || !taken[4] || len(taken) != 4 {
+			t.Errorf("%s: archives were taken with %v files", s.config.Format, taken)
+		}
+	}
+}
+
+// TestWhatFollowsTheArchive reads garbage and a second archive behind the end, which count for the digest only.
+func TestWhatFollowsTheArchive(t *testing.T) {
+	first := pack(t, []member{file("f")})
+	for name, rest := range map[string][]byte{"garbage": bytes.Repeat([]byte("garbage!"), 1000), "an archive": pack(t, []member{file("g")}), "one byte": {1}} {
+		for _, s := range bothFormats(t) {
+			id := add(t, s, append(bytes.Clone(first), rest...))
+			f, release, err := s.Lower(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if names, err := os.ReadDir(procPath(f)); err != nil || len(names) != 1 || names[0].Name() != "f" {
+				t.Errorf("%s behind the archive: %v %v", name, names, err)
+			}
+			f.Close()
+			release()
+		}
+	}
+}

@@ -64,7 +64,7 @@ func randomMember(r *rand.Rand) member {
 	name := pick("a", "b", "c", "d", "e", "\xff", " ", "-", "\n")
 	h := tar.Header{
 		Name: path() + name, Mode: int64(r.IntN(0o10000)), Uid: r.IntN(3) * 40000, Gid: r.IntN(3) * 70000,
-		ModTime: time.Unix(int64(r.IntN(3)-1)*1000000, int64(r.IntN(2))*123456789), PAXRecords: map[string]string{},
+		ModTime: time.Unix([]int64{-1000000, 0, 1000000, -2e9, 1 << 32}[r.IntN(5)], int64(r.IntN(2))*123456789), PAXRecords: map[string]string{},
 	}
 	m := member{header: h}
 	switch n := r.IntN(20); {

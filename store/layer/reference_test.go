@@ -18,6 +18,7 @@ type thing struct {
 	parent   *thing
 	children map[string]*thing // of a directory
 	opaque   bool
+	hiding   bool // a whiteout was put into it
 	whiteout bool
 	mode     uint32 // with type
 	uid, gid int
@@ -124,6 +125,7 @@ func (m *model) apply(h *tar.Header, content string) error {
 		name = name[len(".wh."):]
 		switch old := dir.children[name]; {
 		case old == nil:
+			dir.hiding = true
 			dir.children[name] = &thing{whiteout: true, mode: unix.S_IFCHR}
 		case old.children != nil:
 			old.opaque = true
@@ -254,6 +256,9 @@ func (m *model) show() map[string]string {
 		}
 		if n.opaque {
 			x["trusted.overlay.opaque"] = "y"
+		}
+		if n.hiding {
+			x["trusted.overlay.origin"] = ""
 		}
 		if n.children != nil {
 			nlink = 2

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -14,12 +15,23 @@ import (
 // in is how every path of a layer is resolved.
 const in = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 
-// open resolves a path of the layer, following its symbolic links inside the layer.
+// open resolves a path of the layer that has no symbolic links, but maybe as its last component. What is longer than the
+// kernel takes is resolved in parts.
 func (w *Writer) open(p string, flags int, resolve uint64) (int, error) {
 	if p == "" {
 		p = "."
 	}
-	return unix.Openat2(w.root, p, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: in | resolve})
+	at := w.root
+	for len(p) >= unix.PathMax {
+		cut := strings.LastIndexByte(p[:unix.PathMax], '/')
+		next, err := unix.Openat2(at, p[:cut], &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: in | unix.RESOLVE_NO_SYMLINKS})
+		if err != nil {
+			return -1, err
+		}
+		defer func() { _ = unix.Close(next) }() // O_PATH
+		at, p = next, p[cut+1:]
+	}
+	return unix.Openat2(at, p, &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: in | resolve})
 }
 
 // dir gives a descriptor of the directory p, which stays w's, and its path without symbolic links.

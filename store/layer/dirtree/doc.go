@@ -1,9 +1,10 @@
 // Package dirtree unpacks a layer into a directory, one inode per file, in the form that overlayfs takes as a lower.
 //
-// Whiteouts become character devices 0/0 and opaque directories get trusted.overlay.opaque=y. It agrees with package
-// erofs about every rule of tarstream, so that both stores show the same layer.
+// Whiteouts become character devices 0/0 in a directory with trusted.overlay.origin, and opaque directories get
+// trusted.overlay.opaque=y. It agrees with package erofs about every rule of tarstream, so that both stores show the same
+// layer; only times that the file system cannot keep become the nearest that it can.
 //
-// Every path is resolved by the kernel with openat2 from the descriptor of the layer's root (RESOLVE_IN_ROOT,
+// Paths may be longer than PATH_MAX. Every path is resolved by the kernel with openat2 from the descriptor of the layer's root (RESOLVE_IN_ROOT,
 // RESOLVE_NO_MAGICLINKS), or one component at a time without following anything; a symbolic link in a layer can lead
 // nowhere else. Needs root and Linux 5.8. Nothing is synced.
 //

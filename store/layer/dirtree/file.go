@@ -170,7 +170,8 @@ func clearXattrs(dir int) error {
 		return err
 	}
 	for _, name := range strings.Split(string(buf[:size]), "\x00") {
-		if name == "" || name == opaqueXattr || name == tarstream.SELinux {
+		switch name {
+		case "", tarstream.OverlayOpaque, tarstream.OverlayOrigin, tarstream.SELinux:
 			continue
 		}
 		if err := unix.Fremovexattr(dir, name); err != nil {
@@ -181,8 +182,8 @@ func clearXattrs(dir int) error {
 }
 
 func setOpaque(dir int) error {
-	if err := unix.Fsetxattr(dir, opaqueXattr, []byte("y"), 0); err != nil {
-		return fmt.Errorf("set xattr %s: %w", opaqueXattr, err)
+	if err := unix.Fsetxattr(dir, tarstream.OverlayOpaque, []byte("y"), 0); err != nil {
+		return fmt.Errorf("set xattr %s: %w", tarstream.OverlayOpaque, err)
 	}
 	return nil
 }

@@ -48,8 +48,8 @@ func (w *Writer) writeInventory(out io.Writer) error {
 	return buf.Flush()
 }
 
-// maxLine bounds a line of an inventory: a path whose every byte is escaped, and facts.
-const maxLine = 4*unix.PathMax + 1024
+// maxLine bounds a line of an inventory, which is longer than any path is with every byte escaped.
+const maxLine = 1 << 20
 
 // Check compares the directory root with the inventory that Finish wrote, reading all contents from disk, and tells fault
 // what is not as it was. An error says that it could not be done.

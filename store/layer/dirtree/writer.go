@@ -14,10 +14,7 @@ import (
 
 var epoch = time.Unix(0, 0)
 
-const (
-	opaqueXattr = "trusted.overlay.opaque"
-	dirBytes    = 4096 // what a directory is counted as
-)
+const dirBytes = 4096 // what a directory is counted as
 
 // Writer unpacks one layer. Not safe for concurrent use. It ends with Finish or Abort.
 type Writer struct {
@@ -140,6 +137,9 @@ func (w *Writer) addWhiteout(e *tarstream.Entry, fd int, name string) error {
 	if !ok {
 		if err := w.count(e); err != nil {
 			return err
+		}
+		if err := unix.Fsetxattr(fd, tarstream.OverlayOrigin, nil, 0); err != nil {
+			return fmt.Errorf("set xattr %s: %w", tarstream.OverlayOrigin, err)
 		}
 		return unix.Mknodat(fd, name, unix.S_IFCHR, 0)
 	}

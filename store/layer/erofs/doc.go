@@ -11,8 +11,8 @@
 // runs of zeros are holes of the data file. Names of one inode share it (hard links). Inodes are extended (64 bytes,
 // mtime with nanoseconds), or compact (32 bytes) where their mtime is the most frequent one, which the superblock
 // then holds. Extended attributes are inline, none are shared. Opaque directories carry trusted.overlay.opaque=y,
-// whiteouts are character devices 0/0. Linux 6.12 mounts such an image from files, 5.16 from block devices.
-// The same layer always gives the same image.
+// whiteouts are character devices 0/0 and their directories carry trusted.overlay.origin. Linux 6.12 mounts such an
+// image from files, 5.16 from block devices. The same layer always gives the same image.
 //
 // # Memory
 //

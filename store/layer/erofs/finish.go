@@ -79,6 +79,9 @@ func (im *image) layout() error {
 		if dir.opaque {
 			dir.xattrs = im.xattrs.with(dir.xattrs, opaqueXattr)
 		}
+		if dir.hiding {
+			dir.xattrs = im.xattrs.with(dir.xattrs, hidingXattr)
+		}
 		im.sortChildren(dir)
 		im.place(n)
 		for c := dir.data; c != 0; {

@@ -1,45 +1,14 @@
 package erofs
 
 import (
-	"archive/tar"
 	"bytes"
 	"errors"
 	"io"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/criserver/criserver/store/layer/tarstream"
+	"github.com/criserver/criserver/store/layer/tartest"
 )
-
-// scripted makes an archive of a script with an entry a line: a letter for its type, then words; name, size or link
-// target, extended attributes. Random bytes of an archive would hardly get past the checksums of its headers.
-func scripted(script string) []byte {
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, line := range strings.Split(script, "\n") {
-		words := strings.Split(line, " ")
-		if len(words) < 2 || words[0] == "" {
-			continue
-		}
-		h := tar.Header{Typeflag: words[0][0], Name: words[1], Mode: int64(len(line)), Uid: len(words), Format: tar.FormatPAX,
-			ModTime: time.Unix(int64(len(words[1])%2), 0), PAXRecords: map[string]string{}}
-		if len(words) > 2 {
-			h.Linkname = words[2]
-			if h.Typeflag == tar.TypeReg {
-				h.Linkname, h.Size = "", int64(len(words[2])*len(words[2]))
-			}
-		}
-		for i := 4; i < len(words); i += 2 {
-			h.PAXRecords["SCHILY.xattr."+words[i-1]] = words[i]
-		}
-		if w.WriteHeader(&h) == nil && h.Size > 0 {
-			_, _ = w.Write(bytes.Repeat([]byte{'x'}, int(h.Size))) // a short archive is a case too
-		}
-	}
-	_ = w.Close()
-	return b.Bytes()
-}
 
 func FuzzImage(f *testing.F) {
 	f.Add("0 d/f xxxxxxxxxxxxxxxxxx user.a b\n1 h d/f\n2 d /x\n0 d/.wh.f\n5 d/f/\n0 d/.wh..wh..opq")
@@ -48,7 +17,7 @@ func FuzzImage(f *testing.F) {
 	limits := tarstream.DefaultLimits()
 	limits.Bytes, limits.Entries = 1<<20, 500
 	f.Fuzz(func(t *testing.T, script string) {
-		for _, stream := range [][]byte{scripted(script), []byte(script)} {
+		for _, stream := range [][]byte{tartest.Script(script), []byte(script)} {
 			meta, data, err := build(stream, limits)
 			if err != nil {
 				if !errors.Is(err, tarstream.ErrInvalid) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -90,7 +59,7 @@ func findFiles(t testing.TB, meta, data []byte, nodes map[string]*node) {
 
 // FuzzFiles reads metadata that a disk has changed.
 func FuzzFiles(f *testing.F) {
-	meta, _, err := build(scripted("0 d/f xxxxxxxxxxxxxxxxxx user.a b\n5 e/\n0 e/g x\n2 l d\n1 h d/f"), tarstream.DefaultLimits())
+	meta, _, err := build(tartest.Script("0 d/f xxxxxxxxxxxxxxxxxx user.a b\n5 e/\n0 e/g x\n2 l d\n1 h d/f"), tarstream.DefaultLimits())
 	if err != nil {
 		f.Fatal(err)
 	}

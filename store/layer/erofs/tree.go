@@ -25,6 +25,7 @@ type inode struct {
 	nid    uint32 // place in the image in units of 32 bytes, set by layout
 	mode   uint16
 	opaque bool
+	hiding bool // a directory that has, or had, whiteouts
 }
 
 func (i *inode) dir() bool      { return i.mode&modeFmt == modeDir }

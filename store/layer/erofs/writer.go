@@ -128,6 +128,7 @@ func (w *Writer) addWhiteout(e *tarstream.Entry, dir uint32, name string) error 
 	if err != nil {
 		return err
 	}
+	w.inodes.at(dir).hiding = true
 	return w.bind(dir, name, ino)
 }
 

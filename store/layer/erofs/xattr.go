@@ -7,8 +7,11 @@ import (
 	"github.com/criserver/criserver/store/layer/tarstream"
 )
 
-// opaqueXattr is what overlayfs looks for on a directory that hides those below it.
-var opaqueXattr = tarstream.Xattr{Name: "trusted.overlay.opaque", Value: "y"}
+// What overlayfs looks for on a directory that hides those below it, and on one that has whiteouts.
+var (
+	opaqueXattr = tarstream.Xattr{Name: tarstream.OverlayOpaque, Value: "y"}
+	hidingXattr = tarstream.Xattr{Name: tarstream.OverlayOrigin}
+)
 
 var xattrSpaces = []struct {
 	prefix string

@@ -15,6 +15,7 @@
 // ".wh.x" and a character device 0/0 named x hide x of the layers below; ".wh..wh..opq" hides all that the layers
 // below have in its directory; other names that begin with ".wh..wh." are bookkeeping of AUFS and skipped.
 // A whiteout never touches what its own layer brings: beside a directory x it makes x opaque, beside a file it is moot.
+// One that hides nothing is never seen: its directory gets trusted.overlay.origin, which makes overlayfs look for it.
 //
 // Extended attributes come from the PAX records SCHILY.xattr.*. Taken are user.* (on files and directories), trusted.*,
 // security.* and POSIX ACLs; not taken are trusted.overlay.*, which would steer the overlay that the layer becomes a

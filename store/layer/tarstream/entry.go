@@ -170,8 +170,8 @@ func (l *Limits) link(e *Entry, target string) (err error) {
 		switch {
 		case target == "":
 			return Invalidf(e.Name, "symbolic link to nothing")
-		case len(target) > l.PathBytes:
-			return Invalidf(e.Name, "link target of %d bytes is longer than the limit of %d", len(target), l.PathBytes)
+		case len(target) > maxTarget:
+			return Invalidf(e.Name, "link target of %d bytes is longer than the limit of %d", len(target), maxTarget)
 		case strings.IndexByte(target, 0) >= 0:
 			return Invalidf(e.Name, "link target has a NUL byte")
 		}

@@ -13,7 +13,7 @@ var ErrInvalid = errors.New("invalid layer")
 type Limits struct {
 	Entries    int   // entries and the parent directories that they imply
 	Bytes      int64 // of the archive, and of all file contents together once holes are filled
-	PathBytes  int   // of a name or link target as the archive spells it
+	PathBytes  int   // of a name, or the target of a hard link, as the archive spells it
 	NameBytes  int   // of one component
 	Depth      int   // directories above an entry, counted where it comes to lie
 	XattrBytes int   // names and values of one entry's extended attributes
@@ -25,13 +25,16 @@ func DefaultLimits() Limits {
 	return Limits{
 		Entries:    4 << 20,
 		Bytes:      1 << 40,
-		PathBytes:  4095, // PATH_MAX without the final NUL
-		NameBytes:  255,  // NAME_MAX
+		PathBytes:  64 << 10,
+		NameBytes:  255, // NAME_MAX
 		Depth:      512,
 		XattrBytes: 64 << 10,
 		Text:       256 << 20,
 	}
 }
+
+// maxTarget is the longest target of a symbolic link: PATH_MAX without the final NUL.
+const maxTarget = 4095
 
 // maxXattrValue is the longest value that EROFS can hold, one byte less than Linux allows.
 const maxXattrValue = 1<<16 - 1

@@ -82,6 +82,9 @@ func (r *Reader) Next() (*Entry, error) {
 
 // Read gives the content of the last entry, holes filled with zeros.
 func (r *Reader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil { // a file may be a terabyte of holes
+		return 0, fmt.Errorf("read layer: %w", err)
+	}
 	r.tap.kept = r.entry != nil
 	n, err := r.tar.Read(p)
 	r.tap.kept = false

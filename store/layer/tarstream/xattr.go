@@ -20,6 +20,15 @@ const ACLDefault = aclDefault
 // SELinux names the attribute that is the policy's and no layer's.
 const SELinux = "security.selinux"
 
+// Attributes with which a layer speaks to overlayfs.
+const (
+	// OverlayOpaque with the value "y" hides what the layers below have in the directory.
+	OverlayOpaque = "trusted.overlay.opaque"
+	// OverlayOrigin, empty, is on directories with whiteouts. It lets overlayfs look for whiteouts in them even if no other
+	// layer has the directory; without it they would be listed there, as names that do not exist.
+	OverlayOrigin = "trusted.overlay.origin"
+)
+
 // xattrs picks e's extended attributes from the PAX records, sorted by name.
 func (l *Limits) xattrs(e *Entry, records map[string]string) ([]Xattr, error) {
 	if len(records) == 0 || e.Kind == Hardlink || e.Kind == Whiteout {
