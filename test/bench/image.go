@@ -25,12 +25,13 @@ type image struct {
 	manifest []byte
 	blobs    map[digest.Digest][]byte
 	layers   []ocispec.Descriptor
-	plain    int64 // bytes of all layers, inflated
+	plain    int64  // bytes of all layers, inflated
+	archive  []byte // of the first layer
 }
 
 // newImage makes an image of gzip layers from archives.
 func newImage(config ocispec.ImageConfig, archives ...[]byte) (*image, error) {
-	m := &image{blobs: map[digest.Digest][]byte{}}
+	m := &image{blobs: map[digest.Digest][]byte{}, archive: archives[0]}
 	c := ocispec.Image{Platform: ocispec.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}, Config: config, RootFS: ocispec.RootFS{Type: "layers"}}
 	for _, a := range archives {
 		var packed bytes.Buffer
@@ -122,6 +123,18 @@ func addFile(w *tar.Writer, name string, data []byte) error {
 	}
 	_, err := w.Write(data)
 	return err
+}
+
+// appendFile adds a file to an archive, which may be empty.
+func appendFile(archive []byte, name string, data []byte) ([]byte, error) {
+	const end = 1024 // zeros, which the new file takes the place of
+	out := bytes.NewBuffer(archive[:max(len(archive)-end, 0)])
+	w := tar.NewWriter(out)
+	if err := addFile(w, name, data); err != nil {
+		return nil, err
+	}
+	err := w.Close()
+	return out.Bytes(), err
 }
 
 // busyboxImage is one layer with busybox and the applets, and sleeps for ever unless told otherwise.

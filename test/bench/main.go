@@ -21,7 +21,7 @@ type part struct {
 }
 
 var parts = []part{
-	{"start", measureStart}, {"exec", measureExec}, {"mounts", measureMounts}, {"unpack", measureUnpack}, {"logs", measureLogs},
+	{"start", measureStart}, {"exec", measureExec}, {"mounts", measureMounts}, {"unpack", measureUnpack}, {"layers", measureLayers}, {"logs", measureLogs},
 	{"cri", measureLife}, {"bridge", measureBridge}, {"sync", measureSync}, {"lists", measureLists}, {"stats", measureStats}, {"memory", measureMemory},
 }
 
