@@ -50,6 +50,7 @@ var checks = []check{
 	{"open files", checkFiles},
 	{"pause binary", checkPause},
 	{"root directory", checkRoot},
+	{"container roots", checkContainerRoots},
 	{"state directory", checkState},
 	{"socket", checkSocket},
 	{"registry hosts", checkCerts},

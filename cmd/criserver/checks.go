@@ -13,6 +13,7 @@ import (
 
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/ociruntime/mount"
+	"github.com/criserver/criserver/store/layer"
 )
 
 func checkUser(Config) finding {
@@ -76,6 +77,23 @@ func checkRoot(c Config) finding {
 		return finding{degraded, found, "pulls are about to fail", "free space, or choose another root"}
 	}
 	return finding{found: found}
+}
+
+// checkContainerRoots makes a layer and a root of it, as a container gets one, in a directory of its own.
+func checkContainerRoots(c Config) finding {
+	const cost = "no container can have a root file system"
+	dir, err := os.MkdirTemp(existing(c.Root), ".check-")
+	if err != nil {
+		return finding{missing, err.Error(), cost, "see the root directory"}
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // empty but for what the store keeps
+	s, err := layer.Open(layer.Config{Root: dir, Format: layer.Format(c.Images.Store)})
+	if err != nil {
+		return finding{missing, strings.ReplaceAll(err.Error(), "\n", "; "), cost,
+			"run criserver as root, outside of containers that may not mount overlays, with root on ext4, xfs or btrfs and not on an overlay"}
+	}
+	defer func() { _ = s.Close() }() // nothing is in it
+	return finding{found: s.Describe()}
 }
 
 func checkState(c Config) finding {
