@@ -154,7 +154,11 @@ func TestFullDiskLeavesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &Writer{s: &Store{config: Config{Limits: tarstream.DefaultLimits()}}, ctx: ctx, dir: dir, impl: u}
+		kept, err := recordFrame(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &Writer{s: &Store{config: Config{Limits: tarstream.DefaultLimits()}}, ctx: ctx, dir: dir, impl: u, kept: kept}
 		if _, err = w.ReadFrom(bytes.NewReader(stream)); err == nil {
 			_, err = w.Commit(digest.FromBytes(stream))
 		}
