@@ -305,7 +305,7 @@ func (c *crashedImages) inspect(t *testing.T, n *node, s crash.State, withKept b
 
 // accounted says whether all that lies on the disk belongs to an image. The node is stopped.
 func (n *node) accounted(t *testing.T) error {
-	known := map[string]bool{"images/images.db": true, "images/images.db.lock": true}
+	known := map[string]bool{"images/images.db": true, "images/images.db.lock": true, "images/images.db.reserve": true}
 	for _, l := range n.store.List() {
 		known["store/layers/"+strings.Replace(string(l.DiffID), ":", "-", 1)] = true
 	}

@@ -19,7 +19,11 @@ func (s *Service) Remove(_ context.Context, ref string) error {
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", ref, err)
 	}
-	if err := s.holds.release(unique(img.DiffIDs)); err != nil {
+	err = s.holds.release(unique(img.DiffIDs))
+	if fillErr := s.db.Refill(); fillErr != nil {
+		s.log.Warn("no space is held back for removals", "error", fillErr)
+	}
+	if err != nil {
 		return fmt.Errorf("remove image %s: %w", ref, err)
 	}
 	return nil

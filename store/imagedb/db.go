@@ -41,6 +41,7 @@ type DB struct {
 	mu       sync.Mutex // one change at a time, from reading the snapshot to publishing the next; guards bolt
 	bolt     *bolt.DB
 	lock     *os.File
+	reserve  string // path of a file that only takes up space
 	snapshot atomic.Pointer[Snapshot]
 }
 
@@ -51,7 +52,7 @@ func Open(path string) (*DB, Recovery, error) {
 	if err != nil {
 		return nil, Recovery{}, fmt.Errorf("open image database %s: %w", path, err)
 	}
-	db := &DB{lock: lock}
+	db := &DB{lock: lock, reserve: path + ".reserve"}
 	recovery, err := db.open(path)
 	if err != nil {
 		return nil, Recovery{}, fmt.Errorf("open image database %s: %w", path, errors.Join(err, db.Close()))
@@ -88,7 +89,7 @@ func (db *DB) open(path string) (recovery Recovery, err error) {
 		return recovery, err
 	}
 	if len(bad) > 0 {
-		if err := db.write(nil, bad); err != nil {
+		if err := db.sparing(func() error { return db.write(nil, bad) }); err != nil {
 			return recovery, fmt.Errorf("drop damaged images: %w", err)
 		}
 	}
@@ -96,6 +97,7 @@ func (db *DB) open(path string) (recovery Recovery, err error) {
 		recovery.Dropped = append(recovery.Dropped, fmt.Sprintf("%s: %v", id, cause))
 	}
 	db.snapshot.Store(newSnapshot(images))
+	_ = db.refill() // a disk that is full now gives it when something was removed
 	return recovery, nil
 }
 
@@ -162,11 +164,12 @@ func (db *DB) Put(img Image) error {
 		images[c.ID] = c
 	}
 	db.snapshot.Store(newSnapshot(images))
+	_ = db.refill() // a disk that is full now gives it when something was removed
 	return nil
 }
 
 // Remove forgets the image with all its names and returns what it was; nil if there is none. It is durable and visible
-// when Remove returns.
+// when Remove returns. It may spend the reserve: Refill is to be called when what it frees is free.
 func (db *DB) Remove(id digest.Digest) (*Image, error) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -174,7 +177,7 @@ func (db *DB) Remove(id digest.Digest) (*Image, error) {
 	if img == nil {
 		return nil, nil
 	}
-	if err := db.write(nil, map[digest.Digest]error{id: nil}); err != nil {
+	if err := db.sparing(func() error { return db.write(nil, map[digest.Digest]error{id: nil}) }); err != nil {
 		return nil, fmt.Errorf("forget image %s: %w", id, err)
 	}
 	images := db.Snapshot().table()

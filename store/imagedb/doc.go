@@ -19,9 +19,14 @@
 // values whose digest or checksum does not match are dropped. Open reports both; neither is an error, because every
 // image can be pulled again.
 //
+// # A full disk
+//
+// bbolt writes before it frees, so a removal needs space. A file holds as much of it back, is emptied when a removal finds the
+// disk full, and is filled again by Refill, Put and Open.
+//
 // # Files on disk
 //
-// <path> (bbolt), <path>.lock (flock, held while open), <path>.corrupt-N (set aside, never touched again).
+// <path> (bbolt), <path>.lock (flock, held while open), <path>.reserve, <path>.corrupt-N (set aside, never touched again).
 //
 // Concurrency: safe. Writers queue behind one mutex, which is held during the sync; readers never wait.
 package imagedb
