@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"strings"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -16,26 +16,42 @@ import (
 // progress is how many bytes make earlier failures forgiven.
 const progress = 1 << 20
 
-// Blob is the content of one descriptor as a stream of exactly its size. A connection that breaks or stalls is replaced
-// by one that asks for the rest, at the same endpoint or the next.
+// Blob is the content of one descriptor as a stream of exactly its size.
+//
+// A large one begins with a request for its first bytes. If that is answered as asked, and the reader waited for the network
+// most of the time, the rest is fetched in parts over several connections (see parts); else over one.
 type Blob struct {
-	ctx    context.Context // a field because io.Reader has no parameter for it
-	s      *Session
-	desc   ocispec.Descriptor
-	plan   *schedule
-	body   *body
-	name   string    // of the request that body answers
-	from   *endpoint // which sent body
-	offset int64     // bytes given to the reader
-	safe   int64     // offset at which failures were last forgiven
-	err    error     // final
+	stretch               // what one connection at a time brings; of a blob in parts it is at its end
+	parts   *parts        // nil unless the rest comes in parts
+	single  bool          // no parts: they went wrong before
+	mixed   bool          // parts have been given to the reader
+	begun   time.Time     // of the first Read
+	waited  time.Duration // in Read
+	missed  atomic.Int64  // see Lost
 }
 
 // Blob returns the stream of a descriptor. Nothing is requested before the first Read; it is ctx that ends it. Errors
 // list the attempts. The digest is not verified.
 func (s *Session) Blob(ctx context.Context, desc ocispec.Descriptor) *Blob {
-	return &Blob{ctx: ctx, s: s, desc: desc, plan: s.schedule("blob "+desc.Digest.String(), s.capable(docker.HostCapabilityPull))}
+	b := &Blob{stretch: stretch{ctx: ctx, s: s, desc: desc}}
+	b.plan = s.schedule("blob "+desc.Digest.String(), s.capable(docker.HostCapabilityPull))
+	b.lost = &b.missed
+	b.restart()
+	return b
 }
+
+// restart lets the next Read begin with the first byte.
+func (b *Blob) restart() {
+	b.offset, b.safe, b.end, b.whole = 0, 0, b.desc.Size, false
+	b.begun, b.waited, b.mixed = time.Time{}, 0, false
+	if lanes := b.s.cfg.Lanes; lanes != nil && !b.single && b.desc.Size >= 2*lanes.head {
+		b.end = lanes.head
+	}
+}
+
+// Lost is how much time has passed between failures and the next byte: waiting before another attempt, asking other
+// endpoints. It may be called while another goroutine reads.
+func (b *Blob) Lost() time.Duration { return time.Duration(b.missed.Load()) }
 
 // ReadBlob returns a whole small blob, verified.
 func (s *Session) ReadBlob(ctx context.Context, desc ocispec.Descriptor, limit int64) ([]byte, error) {
@@ -62,127 +78,67 @@ func (s *Session) ReadBlob(ctx context.Context, desc ocispec.Descriptor, limit i
 	}
 }
 
-// Reject says that what the stream brought is not the blob, and why. If another endpoint is left the stream begins anew
-// there and Reject returns nil.
+// Reject says that what the stream brought is not the blob, and why. If another endpoint is left, or parts may have been to
+// blame, the stream begins anew and Reject returns nil.
 func (b *Blob) Reject(cause error) error {
 	_ = b.Close() // nothing more is wanted of it
-	b.offset, b.safe = 0, 0
-	for i, h := range b.plan.hosts {
-		if h == b.from {
-			b.plan.next = i
-		}
+	cause = fmt.Errorf("%w: %w", ErrInvalid, cause)
+	if b.mixed {
+		b.plan.attempts = append(b.plan.attempts, Attempt{URL: b.name + " in parts", Err: cause, Took: time.Since(b.begun)})
+		b.single, b.err = true, nil
+		b.restart()
+		return nil
 	}
-	b.err = b.plan.failed(b.ctx, b.name, fmt.Errorf("%w: %w", ErrInvalid, cause))
+	if i := slices.Index(b.plan.hosts, b.from); i >= 0 {
+		b.plan.next = i
+	}
+	b.err = b.plan.failed(b.ctx, b.name, cause)
 	if b.err == nil && len(b.plan.hosts) == 0 {
 		b.err = b.plan.error()
 	}
+	b.restart()
 	return b.err
 }
 
 func (b *Blob) Read(p []byte) (int, error) {
-	for b.err == nil {
-		if b.offset == b.desc.Size && b.body == nil {
-			return 0, io.EOF
-		}
-		if b.body == nil {
-			b.err = b.open()
+	if b.begun.IsZero() {
+		b.begun = time.Now()
+	}
+	for {
+		if b.parts == nil {
+			begun := time.Now()
+			n, err := b.stretch.Read(p)
+			b.waited += time.Since(begun)
+			if n > 0 || err != io.EOF || b.offset == b.desc.Size {
+				return n, err
+			}
+			b.goOn()
 			continue
 		}
-		n, err := b.body.Read(p)
-		if left := b.desc.Size - b.offset; int64(n) > left {
-			n, b.err = int(left), b.excess()
-		}
+		n, err := b.parts.Read(p)
 		b.offset += int64(n)
-		if b.offset-b.safe >= progress {
-			b.plan.progressed()
-			b.safe = b.offset
+		b.mixed = b.mixed || n > 0
+		if !errors.Is(err, errNoRanges) {
+			return n, err
 		}
-		switch {
-		case b.err != nil:
-		case err != nil && b.offset == b.desc.Size:
-			_ = b.Close() // everything was read, whatever happened behind it
-		case err == io.EOF:
-			b.err = b.fail(unavailable{err: fmt.Errorf("ended after %d of %d bytes", b.offset, b.desc.Size)})
-		case err != nil:
-			b.err = b.fail(fmt.Errorf("at byte %d of %d: %w", b.offset, b.desc.Size, err))
-		}
-		if n > 0 {
-			return n, nil
-		}
+		b.parts.Close()
+		b.parts, b.single, b.whole = nil, true, true // an endpoint that is wrong about a range is asked for none
 	}
-	return 0, b.err
 }
 
-// Close abandons the stream.
+// goOn decides how the rest comes, after the first bytes.
+func (b *Blob) goOn() {
+	b.end = b.desc.Size
+	if b.waited > time.Since(b.begun)/2 {
+		b.parts = newParts(b)
+	}
+}
+
+// Close abandons the stream and returns when nothing of it uses the session.
 func (b *Blob) Close() error {
-	if b.body == nil {
-		return nil
+	if b.parts != nil {
+		b.parts.Close()
+		b.parts = nil
 	}
-	err := b.body.Close()
-	b.body = nil
-	return err
-}
-
-// excess ends the stream: its beginning is with the reader already, so no other endpoint can help.
-func (b *Blob) excess() error {
-	_ = b.Close() // nothing more is wanted of it
-	cause := fmt.Errorf("%w: more than the %d bytes announced", ErrInvalid, b.desc.Size)
-	return &FetchError{What: b.plan.what, Attempts: append(b.plan.attempts, Attempt{URL: b.name, Err: cause, Took: time.Since(b.plan.begun)})}
-}
-
-// fail gives up the present connection; nil means that another attempt is due.
-func (b *Blob) fail(cause error) error {
-	_ = b.Close() // has failed already
-	return b.plan.failed(b.ctx, b.name, cause)
-}
-
-// open asks the next endpoint for what is missing; nil also means that the next one is to be asked.
-func (b *Blob) open() error {
-	e, err := b.plan.pick(b.ctx)
-	if err != nil {
-		return err
-	}
-	var address string
-	address, b.name = b.s.url(e, "blobs", b.desc.Digest.String())
-	header, accept := http.Header{}, http.StatusOK
-	if b.offset > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
-		accept = http.StatusPartialContent
-	}
-	resp, body, err := b.s.stream(b.ctx, e, address, header, http.StatusOK, accept)
-	if err != nil {
-		return b.fail(err)
-	}
-	b.body, b.from = body, e
-	if err := b.position(resp); err != nil {
-		return b.fail(err)
-	}
-	return nil
-}
-
-// position makes sure that the body begins at the offset and ends with the blob.
-func (b *Blob) position(resp *http.Response) error {
-	start := int64(0)
-	if resp.StatusCode == http.StatusPartialContent {
-		start = b.offset
-		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", start)) {
-			return fmt.Errorf("%w: asked for bytes from %d, got range %q", ErrInvalid, start, printable(got))
-		}
-	}
-	if resp.ContentLength >= 0 && resp.ContentLength != b.desc.Size-start {
-		return fmt.Errorf("%w: length is %d, %d are missing", ErrInvalid, resp.ContentLength, b.desc.Size-start)
-	}
-	if coding := resp.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
-		return fmt.Errorf("%w: content encoding %q was not asked for", ErrInvalid, printable(coding))
-	}
-	if start == b.offset {
-		return nil
-	}
-	if _, err := io.CopyN(io.Discard, b.body, b.offset); err != nil { // an endpoint without ranges
-		if errors.Is(err, io.EOF) {
-			err = unavailable{err: io.ErrUnexpectedEOF}
-		}
-		return err
-	}
-	return nil
+	return b.stretch.Close()
 }

@@ -19,6 +19,7 @@ type Config struct {
 	Limit         Limit         // of each host that has none of its own
 	Hosts         map[string]Host
 	Credentials   credentials.Config // for hosts of which the caller of a pull has none
+	Lanes         *Lanes             // for large blobs, of all sessions; nil: one connection a blob
 }
 
 // Host is what is different for one host[:port].
