@@ -3,8 +3,10 @@ package imageservice
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/klauspost/compress/gzip"
@@ -22,8 +24,11 @@ const (
 	zstandard
 )
 
-// maxZstdWindow bounds the memory that a frame can ask for, in bytes. zstd itself stops at 128 MiB unless told otherwise.
-const maxZstdWindow = 128 << 20
+// Bytes of memory that a frame can ask for. zstd itself stops at 128 MiB unless told otherwise; its levels use 8 MiB at most.
+const (
+	maxZstdWindow   = 128 << 20
+	usualZstdWindow = 8 << 20
+)
 
 var (
 	magicGzip = []byte{0x1f, 0x8b}
@@ -55,8 +60,8 @@ func sniff(head []byte) compression {
 	return plain
 }
 
-// decompress returns the plain stream of r, which is packed as the media type says.
-func decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
+// decompress returns the plain stream of r, which is packed as the media type says. It must be closed.
+func (b *bounds) decompress(ctx context.Context, mediaType string, r io.Reader) (io.ReadCloser, error) {
 	want, known := layerCompressions[mediaType]
 	if !known {
 		return nil, fmt.Errorf("media type %q is not a layer's", mediaType)
@@ -78,11 +83,64 @@ func decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 		}
 		return d, nil
 	case zstandard:
-		d, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
+		return b.decompressZstd(ctx, br)
 	}
 	return io.NopCloser(br), nil
+}
+
+// decompressZstd works on several blocks at a time. A window that is larger than what a layer's share of memory is made for
+// waits until no other layer has one.
+func (b *bounds) decompressZstd(ctx context.Context, br *bufio.Reader) (io.ReadCloser, error) {
+	d := &zstdStream{}
+	maxWindow := uint64(usualZstdWindow)
+	if windowOf(br) > maxWindow {
+		if err := b.wide.Acquire(ctx, 1); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		d.release, maxWindow = func() { b.wide.Release(1) }, maxZstdWindow
+	}
+	var err error
+	d.Decoder, err = zstd.NewReader(br, zstd.WithDecoderConcurrency(min(4, runtime.GOMAXPROCS(0))), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// windowOf is the largest window that the frames ask for that br has in its buffer. An archive is packed by one encoder, so
+// the frames after these are alike; a larger window is an error of the decoder.
+func windowOf(br *bufio.Reader) (window uint64) {
+	ahead, _ := br.Peek(64 << 10) // fewer bytes will do
+	for len(ahead) > 0 {
+		var h zstd.Header
+		if h.Decode(ahead) != nil {
+			return window
+		}
+		if !h.Skippable {
+			return max(window, h.WindowSize)
+		}
+		skip := uint64(h.HeaderSize) + uint64(h.SkippableSize)
+		if skip > uint64(len(ahead)) {
+			return window
+		}
+		ahead = ahead[skip:]
+	}
+	return window
+}
+
+type zstdStream struct {
+	*zstd.Decoder
+	release func() // nil: nothing is held
+}
+
+// Close ends the decoder's goroutines.
+func (d *zstdStream) Close() error {
+	if d.Decoder != nil {
+		d.Decoder.Close()
+	}
+	if d.release != nil {
+		d.release()
+	}
+	return nil
 }

@@ -246,7 +246,7 @@ func TestLayersAreBounded(t *testing.T) {
 		blob := img.Blobs[digest.Digest(r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:])]
 		serve(w, r, blob, len(blob))
 	}
-	n := newNode(t, func(c *Config) { c.Parallel = 2 })
+	n := newNode(t, func(c *Config) { c.Bounds.Layers = 2 })
 	n.pull(t, l.Listener.Addr().String()+"/app")
 	if len(full) != 8 || most.Load() > 2 {
 		t.Errorf("%d layers were asked for, %d at a time; want 8, at most 2", len(full), most.Load())

@@ -3,6 +3,7 @@ package imageservice
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"runtime"
@@ -80,12 +81,13 @@ func FuzzDecompress(f *testing.F) {
 		f.Add(registry.Compress(f, c, []byte("some text")), "application/vnd.docker.image.rootfs.diff.tar.gzip")
 	}
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xff, 0xff, 0xff}, ocispec.MediaTypeImageLayerZstd)
+	b := newBounds(Bounds{}.withDefaults())
 	f.Fuzz(func(t *testing.T, data []byte, mediaType string) {
-		r, err := decompress(mediaType, bytes.NewReader(data))
+		r, err := b.decompress(t.Context(), mediaType, bytes.NewReader(data))
 		if err != nil {
 			return
 		}
-		limited := &expansion{r: r, limit: func() int64 { return 1 << 20 }}
+		limited := &expansion{r: r, out: func(int) {}, limit: func() int64 { return 1 << 20 }}
 		if n, err := io.Copy(io.Discard, limited); n > 1<<20 {
 			t.Errorf("%d bytes came out, %v", n, err)
 		}
@@ -136,7 +138,7 @@ func (p panicky) Read(b []byte) (int, error) {
 }
 
 func TestPanicWhileReadingAheadIsAnError(t *testing.T) {
-	p := newPump(panicky{strings.NewReader("text")})
+	p := newPump(panicky{strings.NewReader("text")}, sha256.New(), pumpTimes{})
 	defer p.Close()
 	data, err := io.ReadAll(p)
 	var panicked *stage.PanicError

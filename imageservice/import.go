@@ -13,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/criserver/criserver/imageservice/archive"
+	"github.com/criserver/criserver/imageservice/progress"
 	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/stage"
 )
@@ -166,7 +167,7 @@ func (s *Service) importOne(ctx context.Context, src shelf, img archive.Image, r
 	}
 	request.Progress.expect(r)
 	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
-		return eachLayer(ctx, r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
+		return s.eachLayer(ctx, r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
 			return s.take(ctx, src, desc, diffID, request.Progress)
 		})
 	})
@@ -196,8 +197,10 @@ func (s *Service) take(ctx context.Context, src shelf, desc ocispec.Descriptor, 
 			p.add(desc.Size) // a part that was counted already is counted twice; it is only shown
 			return nil
 		}
-		_, ours, err := s.fetches.do(ctx, string(diffID), true, func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, s.once(ctx, diffID, func(ctx context.Context) error { return s.unpackFrom(ctx, src, desc, diffID, p) })
+		_, ours, err := s.fetches.do(ctx, string(diffID), true, func(ctx context.Context) (*progress.Layer, error) {
+			return s.once(ctx, desc, diffID, func(ctx context.Context, entry *progress.Layer) error {
+				return s.unpackFrom(ctx, src, &transfer{desc: desc, diffID: diffID, entry: entry}, p)
+			})
 		})
 		if err == nil && ours {
 			return nil
@@ -209,7 +212,8 @@ func (s *Service) take(ctx context.Context, src shelf, desc ocispec.Descriptor, 
 }
 
 // unpackFrom brings one layer from the archive into the store.
-func (s *Service) unpackFrom(ctx context.Context, src shelf, desc ocispec.Descriptor, diffID digest.Digest, p *Progress) error {
+func (s *Service) unpackFrom(ctx context.Context, src shelf, t *transfer, p *Progress) error {
+	desc := t.desc
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f, err := src.archive.Blob(desc.Digest)
@@ -223,7 +227,8 @@ func (s *Service) unpackFrom(ctx context.Context, src shelf, desc ocispec.Descri
 	if f.Size() != desc.Size {
 		return invalidf("blob %s has %d bytes, the manifest says %d", desc.Digest, f.Size(), desc.Size)
 	}
-	err = s.unpack(ctx, cancel, &counted{ctx, f, p}, desc, diffID)
+	t.blob = &counted{ctx, f, p}
+	err = s.unpack(ctx, cancel, t)
 	var content contentError
 	if errors.As(err, &content) {
 		err = fmt.Errorf("%w: %w", ErrInvalidImage, err)

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/criserver/criserver/imageservice/progress"
 	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/store/layer"
 	"github.com/criserver/criserver/store/layer/tarstream"
@@ -30,13 +31,13 @@ func contentErrorf(format string, args ...any) error {
 }
 
 // fetchLayer brings one layer from the registry into the store: one stream, nothing kept on the way.
-func (s *Service) fetchLayer(ctx context.Context, src *remote.Session, desc ocispec.Descriptor, diffID digest.Digest) error {
+func (s *Service) fetchLayer(ctx context.Context, src *remote.Session, desc ocispec.Descriptor, diffID digest.Digest, entry *progress.Layer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	blob := src.Blob(ctx, desc)
 	defer func() { _ = blob.Close() }() // read to its end, or abandoned
 	for {
-		err := s.unpack(ctx, cancel, blob, desc, diffID)
+		err := s.unpack(ctx, cancel, &transfer{blob: blob, desc: desc, diffID: diffID, entry: entry})
 		var content contentError
 		if err == nil || ctx.Err() != nil || !errors.As(err, &content) {
 			return err
@@ -48,52 +49,69 @@ func (s *Service) fetchLayer(ctx context.Context, src *remote.Session, desc ocis
 }
 
 // unpack reads the blob to its end and commits the layer if both digests are right. cancel ends the blob.
-func (s *Service) unpack(ctx context.Context, cancel func(), blob io.Reader, desc ocispec.Descriptor, diffID digest.Digest) (err error) {
+func (s *Service) unpack(ctx context.Context, cancel func(), t *transfer) (err error) {
 	w, err := s.layers.Begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Discard()) }()
-	in := &intake{blob: blob, hash: desc.Digest.Algorithm().Hash()}
-	if err := s.transfer(w, in, cancel, desc, diffID); err != nil {
+	if err := s.transfer(ctx, w, t, cancel); err != nil {
 		return err
 	}
-	_, err = w.Commit(diffID)
+	began := time.Now()
+	_, err = w.Commit(t.diffID)
+	t.entry.Spend(progress.Write, time.Since(began))
 	return err
+}
+
+// transfer is one layer on its way: packed bytes, read ahead and digested; decompressed, read ahead and digested; unpacked.
+// Each of these runs in a goroutine of its own, so that the slowest one decides how long it takes.
+type transfer struct {
+	blob   io.Reader
+	desc   ocispec.Descriptor
+	diffID digest.Digest
+	entry  *progress.Layer
+	read   atomic.Int64 // bytes of blob
+	lost   time.Duration // of what blob has lost, as far as it is accounted
 }
 
 // transfer writes the blob to w and verifies it. Of several things that are wrong the digest of the blob is told, since
 // the others follow from it.
-func (s *Service) transfer(w *layer.Writer, in *intake, cancel func(), desc ocispec.Descriptor, diffID digest.Digest) error {
-	err := s.write(w, in, cancel, desc, diffID)
+func (s *Service) transfer(ctx context.Context, w *layer.Writer, t *transfer, cancel func()) error {
+	algorithm := t.desc.Digest.Algorithm()
+	packed := newPump(t, algorithm.Hash(), pumpTimes{fill: t.filled, hash: t.spend(progress.Hash)})
+	defer packed.Close()
+	err := s.write(ctx, w, t, packed, cancel)
 	var content contentError
-	if err != nil && (!errors.As(err, &content) || desc.Size-in.read.Load() > maxDrain) {
+	if err != nil && (!errors.As(err, &content) || t.desc.Size-t.read.Load() > maxDrain) {
 		return err
 	}
-	got, finishErr := in.finish(desc.Digest.Algorithm())
-	switch {
-	case finishErr != nil:
-		return finishErr
-	case got != desc.Digest:
+	if err := packed.finish(); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(algorithm, packed.hash); got != t.desc.Digest {
 		return contentErrorf("verify: digest is %s", got)
 	}
 	return err
 }
 
-// write decompresses and unpacks, reading ahead at both borders so that network, inflate and writing overlap.
-func (s *Service) write(w *layer.Writer, in *intake, cancel func(), desc ocispec.Descriptor, diffID digest.Digest) error {
-	ahead := newPump(in)
-	defer ahead.Close()
-	plainStream, err := decompress(desc.MediaType, ahead)
+// write decompresses and unpacks.
+func (s *Service) write(ctx context.Context, w *layer.Writer, t *transfer, packed *pump, cancel func()) error {
+	stream, err := s.bounds.decompress(ctx, t.desc.MediaType, packed)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = plainStream.Close() }() // its errors came with Read
-	inflated := newPump(&expansion{r: plainStream, limit: func() int64 { return s.cfg.Limits.expanded(in.read.Load()) }})
-	defer inflated.Close()
-
-	diff := &hashing{r: inflated, hash: diffID.Algorithm().Hash()}
-	if _, err := w.ReadFrom(diff); err != nil {
+	defer stream.Close()
+	waited := int64(0) // of inflating, for packed bytes
+	inflating := func(d time.Duration) {
+		now := packed.waited.Load()
+		t.entry.Spend(progress.Inflate, d-time.Duration(now-waited))
+		waited = now
+	}
+	plain := newPump(&expansion{r: stream, out: t.entry.Unpack, limit: func() int64 { return s.cfg.Limits.expanded(t.read.Load()) }},
+		t.diffID.Algorithm().Hash(), pumpTimes{fill: inflating, hash: t.spend(progress.Hash), use: t.spend(progress.Write)})
+	defer plain.Close()
+	if _, err := w.ReadFrom(plain); err != nil {
 		if errors.Is(err, tarstream.ErrInvalid) {
 			return contentError{err}
 		}
@@ -102,65 +120,51 @@ func (s *Service) write(w *layer.Writer, in *intake, cancel func(), desc ocispec
 		}
 		return err
 	}
-	if _, err := io.Copy(io.Discard, diff); err != nil { // what follows the archive counts for the digest
+	if err := plain.finish(); err != nil { // what follows the archive counts for the digest
 		return err
 	}
-	if got := digest.NewDigest(diffID.Algorithm(), diff.hash); got != diffID {
-		return contentErrorf("verify: uncompressed digest is %s, the image's config says %s", got, diffID)
+	if got := digest.NewDigest(t.diffID.Algorithm(), plain.hash); got != t.diffID {
+		return contentErrorf("verify: uncompressed digest is %s, the image's config says %s", got, t.diffID)
 	}
 	return nil
 }
 
-// intake is the compressed stream and its digest.
-type intake struct {
-	blob io.Reader
-	hash hash.Hash
-	read atomic.Int64 // bytes of blob
-	err  error        // of blob
+func (t *transfer) spend(s progress.Stage) func(time.Duration) {
+	return func(d time.Duration) { t.entry.Spend(s, d) }
 }
 
-func (i *intake) Read(p []byte) (int, error) {
-	n, err := i.blob.Read(p)
-	i.hash.Write(p[:n]) // never fails
-	i.read.Add(int64(n))
-	i.err = err
+// Read gives the packed bytes.
+func (t *transfer) Read(p []byte) (int, error) {
+	n, err := t.blob.Read(p)
+	t.read.Add(int64(n))
+	t.entry.Receive(n)
 	return n, err
 }
 
-// finish reads what nobody wanted and returns the digest of everything.
-func (i *intake) finish(a digest.Algorithm) (digest.Digest, error) {
-	if i.err == nil {
-		_, _ = io.Copy(io.Discard, i) // leaves its error in i.err
+// filled divides what a buffer of packed bytes took.
+func (t *transfer) filled(d time.Duration) {
+	lost := t.lost
+	if fetched, ok := t.blob.(*remote.Blob); ok {
+		lost = fetched.Lost()
 	}
-	if i.err != io.EOF {
-		return "", i.err
-	}
-	return digest.NewDigest(a, i.hash), nil
-}
-
-// hashing digests what is read through it.
-type hashing struct {
-	r    io.Reader
-	hash hash.Hash
-}
-
-func (h *hashing) Read(p []byte) (int, error) {
-	n, err := h.r.Read(p)
-	h.hash.Write(p[:n]) // never fails
-	return n, err
+	t.entry.Spend(progress.Retry, lost-t.lost)
+	t.entry.Spend(progress.Network, d-(lost-t.lost))
+	t.lost = lost
 }
 
 // expansion stops a stream that grows beyond measure when it is decompressed.
 type expansion struct {
 	r     io.Reader
-	out   int64        // bytes so far
+	sum   int64        // bytes so far
+	out   func(int)    // is told of more
 	limit func() int64 // bytes that may have come out by now
 }
 
 func (e *expansion) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
-	if e.out += int64(n); e.out > e.limit() {
-		return 0, contentErrorf("decompress: more than %d bytes come out", e.out)
+	e.out(n)
+	if e.sum += int64(n); e.sum > e.limit() {
+		return 0, contentErrorf("decompress: more than %d bytes come out", e.sum)
 	}
 	if err != nil && err != io.EOF {
 		err = decompressError(err)

@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/criserver/criserver/imageservice/progress"
 	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/imagedb"
@@ -71,7 +72,9 @@ func pullKey(t target, auth remote.Auth, v *Verification) (string, error) {
 	return fmt.Sprintf("%s\x00%x%p", t, sum, v), nil
 }
 
-func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verification) (string, error) {
+func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verification) (id string, err error) {
+	began, end := time.Now(), s.book.Pull()
+	defer func() { end(err) }()
 	session, err := s.registries.Open(t.repo, auth)
 	if err != nil {
 		return "", err
@@ -98,11 +101,16 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verif
 	if err := s.holds.acquire(ctx, diffIDs); err != nil {
 		return "", err
 	}
+	a := &account{s: s, image: t.String(), began: began, wanted: diffIDs}
+	unfollow := a.follow(ctx, reportEvery)
 	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
-		return eachLayer(ctx, &r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
-			return s.layer(ctx, src, desc, diffID)
+		return s.eachLayer(ctx, &r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
+			entry, err := s.layer(ctx, src, desc, diffID)
+			a.add(entry)
+			return err
 		})
 	})
+	unfollow()
 	if err == nil {
 		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.record(t, &r, diffIDs) })
 	}
@@ -112,13 +120,18 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verif
 		}
 		return "", err
 	}
+	if len(a.layers) > 0 {
+		a.log("pulled", a.layers)
+	}
 	return string(r.doc.Config.Digest), nil
 }
 
 // eachLayer calls bring for all layers at the same time and returns when all are present, or after the first error when
-// everything begun has ended.
-func eachLayer(ctx context.Context, r *resolved, bring func(context.Context, ocispec.Descriptor, digest.Digest) error) error {
+// everything begun has ended. No more of them wait for their turn than could have it: so a pull of few layers that comes later
+// is not behind all those of this one.
+func (s *Service) eachLayer(ctx context.Context, r *resolved, bring func(context.Context, ocispec.Descriptor, digest.Digest) error) error {
 	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(s.cfg.Bounds.Layers)
 	begun := map[digest.Digest]bool{}
 	for i, desc := range r.doc.Layers {
 		diffID := r.image.RootFS.DiffIDs[i]
@@ -136,37 +149,43 @@ func eachLayer(ctx context.Context, r *resolved, bring func(context.Context, oci
 	return g.Wait()
 }
 
-// layer returns when the layer is present. The caller holds it.
-func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest) error {
+// layer returns when the layer is present; the entry is nil if it was before. The caller holds it.
+func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest) (*progress.Layer, error) {
 	for try := 1; ; try++ {
 		if s.layers.Has(diffID) {
-			return nil
+			return nil, nil
 		}
 		src.users.Add(1)
-		work := func(ctx context.Context) (struct{}, error) {
+		work := func(ctx context.Context) (*progress.Layer, error) {
 			defer src.release()
-			return struct{}{}, s.once(ctx, diffID, func(ctx context.Context) error { return s.fetchLayer(ctx, src.Session, desc, diffID) })
+			return s.once(ctx, desc, diffID, func(ctx context.Context, entry *progress.Layer) error {
+				return s.fetchLayer(ctx, src.Session, desc, diffID, entry)
+			})
 		}
-		_, ours, err := s.fetches.do(ctx, string(diffID), true, work)
+		entry, ours, err := s.fetches.do(ctx, string(diffID), true, work)
 		if !ours {
 			src.release()
 		}
 		if err == nil || ours || ctx.Err() != nil || try == fetchTries {
-			return err
+			return entry, err
 		}
 	}
 }
 
-// once waits for a slot and brings the layer, unless it was committed since somebody looked.
-func (s *Service) once(ctx context.Context, diffID digest.Digest, bring func(context.Context) error) error {
-	if err := s.slots.Acquire(ctx, 1); err != nil {
-		return context.Cause(ctx)
+// once waits for the layer's turn and brings it, unless it was committed since somebody looked.
+func (s *Service) once(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, bring func(context.Context, *progress.Layer) error) (entry *progress.Layer, err error) {
+	entry = s.book.Layer(diffID, desc.Size)
+	defer func() { entry.End(err) }()
+	leave, err := s.bounds.enter(ctx, desc)
+	if err != nil {
+		return entry, err
 	}
-	defer s.slots.Release(1)
+	defer leave()
 	if s.layers.Has(diffID) {
-		return nil
+		return entry, nil
 	}
-	return bring(ctx)
+	entry.Begin()
+	return entry, bring(ctx, entry)
 }
 
 // record stores the pulled image.
@@ -212,4 +231,7 @@ func (s *Service) size(diffIDs []digest.Digest) (sum int64) {
 }
 
 // SetRegistries replaces how registries are spoken to, for pulls that begin from now on.
-func (s *Service) SetRegistries(cfg remote.Config) { s.registries.Configure(cfg) }
+func (s *Service) SetRegistries(cfg remote.Config) {
+	cfg.Lanes = s.cfg.Registry.Lanes
+	s.registries.Configure(cfg)
+}

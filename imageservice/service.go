@@ -11,8 +11,8 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/platforms"
-	"golang.org/x/sync/semaphore"
 
+	"github.com/criserver/criserver/imageservice/progress"
 	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/stage"
 	"github.com/criserver/criserver/store/imagedb"
@@ -25,7 +25,7 @@ type Config struct {
 	Registry remote.Config // hosts.toml directories and patience
 	Pinned   []string      // references of images that are not to be collected; a * at the end matches any rest
 	Platform string        // "os/arch/variant" of the images to take; the node's
-	Parallel int           // layers fetched and unpacked at a time, of all pulls together; 6
+	Bounds   Bounds
 	Limits   Limits
 	Verify   Verification
 	Recorder *stage.Recorder // nil: none
@@ -70,9 +70,10 @@ type Service struct {
 
 	images  sync.Mutex // makes a change of db one with that of holds; held during the database's sync
 	pulls   *flights[string]
-	fetches *flights[struct{}]
-	slots   *semaphore.Weighted // one for each layer under way
-	close   context.CancelFunc  // ends all work
+	fetches *flights[*progress.Layer] // nil: the layer was there
+	bounds  *bounds
+	book    *progress.Book
+	close   context.CancelFunc // ends all work
 
 	registries *remote.Registries
 	pinned     atomic.Pointer[[]string]
@@ -84,9 +85,7 @@ type Service struct {
 // after a power loss that is what was not yet durable.
 func New(cfg Config) (*Service, error) {
 	cfg.Limits = cfg.Limits.withDefaults()
-	if cfg.Parallel <= 0 {
-		cfg.Parallel = 6
-	}
+	cfg.Bounds = cfg.Bounds.withDefaults()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -118,9 +117,11 @@ func New(cfg Config) (*Service, error) {
 	base, cancel := context.WithCancel(context.Background())
 	s := &Service{
 		cfg: cfg, log: cfg.Log, platform: platform, layers: cfg.Layers, db: db, holds: newHolds(cfg.Layers),
-		pulls: newFlights[string](base, cfg.Recorder, "pull"), fetches: newFlights[struct{}](base, cfg.Recorder, "fetch layer"),
-		slots: semaphore.NewWeighted(int64(cfg.Parallel)), close: cancel, registries: remote.New(cfg.Registry),
+		pulls: newFlights[string](base, cfg.Recorder, "pull"), fetches: newFlights[*progress.Layer](base, cfg.Recorder, "fetch layer"),
+		bounds: newBounds(cfg.Bounds), book: progress.NewBook(), close: cancel,
 	}
+	s.cfg.Registry.Lanes = remote.NewLanes(s.bounds.connections, s.bounds.memory, cfg.Bounds.PerLayer)
+	s.registries = remote.New(s.cfg.Registry)
 	s.pinned.Store(&pinned)
 	s.verification.Store(&cfg.Verify)
 	if err := s.reconcile(base); err != nil {

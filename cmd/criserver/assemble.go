@@ -50,6 +50,9 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := n.assembleMetrics(images.Metrics()); err != nil {
+		return nil, err
+	}
 	network, err := n.assembleNetwork()
 	if err != nil {
 		return nil, err
@@ -192,8 +195,8 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 		return nil, nil, err
 	}
 	images, err := imageservice.New(imageservice.Config{
-		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Pinned: n.config.Images.Pinned, Registry: n.config.registries(),
-		Verify: verification, Recorder: recorder, Log: n.log,
+		Dir: filepath.Join(n.config.Root, "images"), Layers: layers, Pinned: n.config.Images.Pinned, Bounds: n.config.Images.bounds(),
+		Registry: n.config.registries(), Verify: verification, Recorder: recorder, Log: n.log,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open images: %w", err)

@@ -29,6 +29,7 @@ type Config struct {
 	Security  Security  `toml:"security" comment:"Security modules of the kernel."`
 	Stats     Stats     `toml:"stats" comment:"Statistics of pods and containers."`
 	Streaming Streaming `toml:"streaming" comment:"The HTTP server of exec, attach and port forwarding."`
+	Metrics   Metrics   `toml:"metrics" comment:"Metrics of criserver itself."`
 	NRI       NRI       `toml:"nri" comment:"Plugins of the node resource interface (github.com/containerd/nri)."`
 
 	Handlers map[string]Handler `toml:"handlers" comment:"Runtime handlers, which a RuntimeClass names. default is that of pods that name none, and is always there."`
@@ -71,6 +72,15 @@ type Images struct {
 	Store  string   `toml:"store" comment:"auto, erofs or overlay. auto: erofs where the kernel mounts image files directly (6.12), else overlay."`
 	Pinned []string `toml:"pinned" comment:"Images that the kubelet is told never to remove, by tag or digest; a * at the end stands for any rest."`
 	Verify Verify   `toml:"verify" comment:"Which images may be pulled. Both ways are off as long as nothing is named."`
+
+	ParallelLayers      int `toml:"parallel_layers" comment:"Layers that are fetched and unpacked at a time, of all pulls together."`
+	Connections         int `toml:"connections" comment:"Connections over which layers come at a time, of all pulls together."`
+	ConnectionsPerLayer int `toml:"connections_per_layer" comment:"Of these for one large layer; 1: never more than one."`
+	PullMemory          int `toml:"pull_memory_mib" comment:"MiB of buffers of all pulls together. What is kept of each entry of a layer while it is unpacked comes on top."`
+}
+
+func defaultImages() Images {
+	return Images{Store: "auto", Pinned: []string{}, Verify: defaultVerify(), ParallelLayers: 6, Connections: 16, ConnectionsPerLayer: 4, PullMemory: 48}
 }
 
 // Security configures what confines containers beside namespaces, capabilities and seccomp.
@@ -133,7 +143,7 @@ func defaultConfig() Config {
 		CDI:          CDI{SpecDirs: cdi.DefaultDirs()},
 		CNI:          CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network:      Network{Default: "on", Subnets: []string{}},
-		Images:       Images{Store: "auto", Pinned: []string{}, Verify: defaultVerify()},
+		Images:       defaultImages(),
 		Streaming:    Streaming{Address: "127.0.0.1", IdleTimeout: Duration(4 * time.Hour), CreationTimeout: Duration(30 * time.Second)},
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
 		Stats:        Stats{Period: Duration(10 * time.Second), LayerPeriod: Duration(10 * time.Second)},

@@ -65,6 +65,8 @@ func validate(c *Config) []string {
 		add("images.pinned", "%v", err)
 	}
 	c.Images.Verify.check(absolute, add)
+	checkPulls(c.Images, add)
+	checkMetrics(c.Metrics, add)
 	oneOf("images.store", c.Images.Store, "auto", "erofs", "overlay")
 	oneOf("network.default", c.Network.Default, "on", "off")
 	oneOf("security.apparmor", c.Security.AppArmor, "auto", "on", "off")

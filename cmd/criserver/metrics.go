@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/criserver/criserver/imageservice"
+)
+
+// metricsPatience is how long a client may take to ask.
+const metricsPatience = 10 * time.Second
+
+// Metrics configures what criserver tells of itself. What it tells of pods goes through the kubelet.
+type Metrics struct {
+	Address string `toml:"address" comment:"host:port on which criserver's own metrics are served for Prometheus, as /metrics. Anybody who reaches it may read them. Empty: they are not served."`
+}
+
+// checkMetrics wants an address with an IP address, so that nothing waits for a name server.
+func checkMetrics(m Metrics, add func(key, format string, args ...any)) {
+	if m.Address == "" {
+		return
+	}
+	host, port, err := net.SplitHostPort(m.Address)
+	if err == nil && net.ParseIP(host) == nil {
+		err = fmt.Errorf("%q is not an IP address", host)
+	}
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil {
+		add("metrics.address", "%q is not of the form IP:port: %v", m.Address, err)
+	}
+}
+
+// assembleMetrics serves the metrics of the parts, if that is wanted, until the node closes.
+func (n *node) assembleMetrics(parts ...prometheus.Collector) error {
+	if n.config.Metrics.Address == "" {
+		return nil
+	}
+	registry := prometheus.NewRegistry()
+	parts = append(parts, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, c := range parts {
+		if err := registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	l, err := net.Listen("tcp", n.config.Metrics.Address)
+	if err != nil {
+		return fmt.Errorf("metrics.address: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: metricsPatience}))
+	server := &http.Server{Handler: mux, ReadTimeout: metricsPatience, WriteTimeout: 2 * metricsPatience, MaxHeaderBytes: 16 << 10}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	n.closers = append(n.closers, func(context.Context) error {
+		err := server.Close()
+		if end := <-served; !errors.Is(end, http.ErrServerClosed) {
+			err = errors.Join(err, end)
+		}
+		return err
+	})
+	n.log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	return nil
+}
+
+// checkPulls wants bounds within which every layer can be pulled.
+func checkPulls(c Images, add func(key, format string, args ...any)) {
+	for _, v := range []struct {
+		key   string
+		value int
+	}{{"images.parallel_layers", c.ParallelLayers}, {"images.connections", c.Connections}, {"images.connections_per_layer", c.ConnectionsPerLayer}} {
+		if v.value < 1 || v.value > 1000 {
+			add(v.key, "%d is not between 1 and 1000", v.value)
+		}
+	}
+	if c.PullMemory < imageservice.MinMemory>>20+1 || c.PullMemory > 1<<20 {
+		add("images.pull_memory_mib", "%d is not between %d and %d", c.PullMemory, imageservice.MinMemory>>20+1, 1<<20)
+	}
+}
+
+// bounds are what all pulls together may take.
+func (c *Images) bounds() imageservice.Bounds {
+	return imageservice.Bounds{Layers: c.ParallelLayers, Connections: c.Connections, PerLayer: c.ConnectionsPerLayer, Memory: int64(c.PullMemory) << 20}
+}
