@@ -5,8 +5,9 @@
 //
 // # Pull
 //
-// A layer is one stream: registry, digest of the compressed bytes, inflate, digest of the plain bytes, layer store. Layers
-// run side by side, bounded over all pulls. The same layer wanted twice is fetched once, the same pull wanted twice runs
+// A layer is one stream: registry, digest of the packed bytes, inflate, digest of the plain bytes, layer store; each of
+// these works in a goroutine of its own, so that the slowest bounds the layer. Layers run side by side; layers, connections and
+// memory are bounded over all pulls (Bounds). What each stage took is accounted (package progress), for metrics and the log. The same layer wanted twice is fetched once, the same pull wanted twice runs
 // once; a caller whose ctx ends stops waiting, and the work stops when nobody waits any more. A pull that fails
 // leaves nothing behind, also no layer that was complete.
 //

@@ -71,7 +71,7 @@ type transfer struct {
 	desc   ocispec.Descriptor
 	diffID digest.Digest
 	entry  *progress.Layer
-	read   atomic.Int64 // bytes of blob
+	read   atomic.Int64  // bytes of blob
 	lost   time.Duration // of what blob has lost, as far as it is accounted
 }
 

@@ -7,6 +7,9 @@
 //
 // What all sessions share is Registries': how much a host may be asked at a time (gate), and where credentials are.
 //
+// The rest of a large blob comes in parts over several connections, in order, where the network is what its reader waits for and
+// the endpoint serves ranges exactly; what they take together is bounded over all sessions (Lanes).
+//
 // Nothing is kept on disk and nothing is unpacked. A manifest fetched by digest is verified here; a blob stream is only
 // held to its length, its digest is the reader's to verify.
 //
