@@ -54,6 +54,7 @@ var checks = []check{
 	{"state directory", checkState},
 	{"socket", checkSocket},
 	{"registry hosts", checkCerts},
+	{"registry credentials", checkCredentials},
 	{"pod network", checkNetwork},
 	{"packet filter", checkFilter},
 	{"AppArmor", checkAppArmor},

@@ -56,6 +56,17 @@ func TestChecksLook(t *testing.T) {
 		}
 		return CNI{ConfDir: filepath.Join(dir, name), BinDirs: []string{filepath.Join(dir, "plugins")}}
 	}
+	for name, content := range map[string]string{
+		"certs/a/hosts.toml": "server = 'https://a'\n", "typo/a/hosts.toml": "skip_verfy = true\n", "secret/open.json": "{}", "secret/auth.json": "{}", "secret/helper.json": `{"credsStore":"absent"}`,
+	} {
+		mode := os.FileMode(0o600)
+		if name == "secret/open.json" {
+			mode = 0o644
+		}
+		if err := os.WriteFile(write(name, mode), []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, name := range []string{"bridge", "host-local", "portmap"} {
 		write("plugins/"+name, 0o755)
 	}
@@ -82,7 +93,13 @@ func TestChecksLook(t *testing.T) {
 		{"network by default", checkNetwork, Config{CNI: CNI{ConfDir: dir, BinDirs: plugins}, Network: Network{Default: "on", Bridge: "cri7", Subnets: subnets}, State: dir}, good, "cri7"},
 		{"default network without plugins", checkNetwork, Config{CNI: CNI{ConfDir: dir, BinDirs: []string{dir}}, Network: Network{Default: "on", Subnets: subnets}, State: dir}, degraded, "plugin bridge: not found"},
 		{"no network", checkNetwork, Config{CNI: CNI{ConfDir: dir, BinDirs: plugins}, Network: Network{Default: "off"}}, degraded, dir},
-		{"hosts", checkCerts, Config{CertsDirs: []string{filepath.Join(dir, "no"), filepath.Join(dir, "good")}}, good, "1 in"},
+		{"hosts", checkCerts, Config{CertsDirs: []string{filepath.Join(dir, "no"), filepath.Join(dir, "certs")}}, good, "1 hosts.toml files in"},
+		{"hosts misspelt", checkCerts, Config{CertsDirs: []string{filepath.Join(dir, "typo")}}, degraded, "line 1: skip_verfy"},
+		{"no hosts", checkCerts, Config{CertsDirs: []string{filepath.Join(dir, "no")}}, good, "none configured"},
+		{"credentials", checkCredentials, Config{Registries: Registries{CredentialsFile: filepath.Join(dir, "secret/auth.json")}}, good, "auth.json"},
+		{"credentials for all to read", checkCredentials, Config{Registries: Registries{CredentialsFile: filepath.Join(dir, "secret/open.json")}}, degraded, "mode 0644"},
+		{"credentials without a helper", checkCredentials, Config{Registries: Registries{CredentialsFile: filepath.Join(dir, "secret/helper.json")}}, degraded, "docker-credential-absent: not an executable"},
+		{"credentials absent", checkCredentials, Config{Registries: Registries{CredentialsFile: filepath.Join(dir, "secret/no.json")}}, good, "is absent"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := test.look(test.config)

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/imageservice/remote/credentials"
 	"github.com/criserver/criserver/ociruntime/mount"
 	"github.com/criserver/criserver/store/layer"
 )
@@ -136,12 +138,36 @@ func checkPropagation(Config) finding {
 }
 
 func checkCerts(c Config) finding {
-	for _, dir := range c.CertsDirs {
-		if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-			return finding{found: fmt.Sprintf("%d in %s", len(entries), dir)}
-		}
+	files, err := remote.CheckHosts(c.CertsDirs)
+	switch {
+	case err != nil:
+		return finding{degraded, strings.ReplaceAll(err.Error(), "\n", "; "), "pulls from these registries fail, or ignore what was meant", "mend the files"}
+	case files == 0:
+		return finding{found: "none configured: every registry is asked over HTTPS, without mirrors"}
 	}
-	return finding{found: "none configured: every registry is asked over HTTPS, without mirrors"}
+	return finding{found: fmt.Sprintf("%d hosts.toml files in %s", files, strings.Join(c.CertsDirs, ", "))}
+}
+
+// checkCredentials looks at who can read the file of credentials, and whether it is one.
+func checkCredentials(c Config) finding {
+	path := c.Registries.CredentialsFile
+	if path == "" {
+		return finding{found: "no file: requests bring their own"}
+	}
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return finding{found: path + " is absent: requests bring their own"}
+	case err == nil:
+		err = credentials.New(credentials.Config{File: path}).Check()
+	}
+	if err != nil {
+		return finding{degraded, err.Error(), "pulls of images that need credentials fail", "mend the file"}
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return finding{degraded, fmt.Sprintf("%s has mode %04o", path, info.Mode().Perm()), "others than root may read the credentials of registries", "chmod 600 " + path}
+	}
+	return finding{found: path}
 }
 
 func checkNetwork(c Config) finding {

@@ -32,6 +32,9 @@ type Config struct {
 	Metrics   Metrics   `toml:"metrics" comment:"Metrics of criserver itself."`
 	NRI       NRI       `toml:"nri" comment:"Plugins of the node resource interface (github.com/containerd/nri)."`
 
+	Registries    Registries              `toml:"registries" comment:"How registries are spoken to."`
+	RegistryHosts map[string]RegistryHost `toml:"registry_hosts" comment:"What is different for one host, as \"registry-1.docker.io\" or \"mirror.test:5000\": requests_per_second, requests_at_once, proxy (a URL, or direct), fallback."`
+
 	Handlers map[string]Handler `toml:"handlers" comment:"Runtime handlers, which a RuntimeClass names. default is that of pods that name none, and is always there."`
 }
 
@@ -147,7 +150,8 @@ func defaultConfig() Config {
 		Streaming:    Streaming{Address: "127.0.0.1", IdleTimeout: Duration(4 * time.Hour), CreationTimeout: Duration(30 * time.Second)},
 		Security:     Security{AppArmor: "auto", AppArmorDefault: apparmor.DefaultProfile, SELinux: "auto", Categories: 1024},
 		Stats:        Stats{Period: Duration(10 * time.Second), LayerPeriod: Duration(10 * time.Second)},
-		Handlers:     map[string]Handler{handlerOfAll: defaultHandlerConfig()},
-		NRI:          defaultNRI(),
+		Registries:   defaultRegistries(), RegistryHosts: map[string]RegistryHost{},
+		Handlers: map[string]Handler{handlerOfAll: defaultHandlerConfig()},
+		NRI:      defaultNRI(),
 	}
 }

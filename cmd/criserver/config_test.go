@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/criserver/criserver/imageservice/remote"
 )
 
 // loadWith loads the configuration that a file of this text and these arguments make.
@@ -77,6 +79,13 @@ func TestConfigFaults(t *testing.T) {
 		{name: "wrong values of NRI", text: "[nri]\nenable = 'yes'\nsocket_path = 's'\nplugin_path = 'p'\nplugin_config_path = 'c'\nplugin_request_timeout = '0s'\nplugin_registration_timeout = '-1s'\n",
 			want: []string{`nri.enable: "yes" is not one of`, `nri.socket_path: "s" is not an absolute`, "nri.plugin_path: ", "nri.plugin_config_path: ",
 				"nri.plugin_request_timeout: must be more than 0", "nri.plugin_registration_timeout: "}},
+		{name: "wrong values of registries", text: "[registries]\ncredentials_file = 'c'\ncredential_helper_timeout = '40s'\nmin_throughput = 0\nmax_wait = '2h'\nattempts = 0\n" +
+			"requests_per_second = nan\nrequests_at_once = -1\nfallback = 'maybe'\n[registry_hosts.'https://a']\n[registry_hosts.a]\nproxy = 'http://u:hunter2@p:1'\nfallback = 'x'\nrequests_at_once = -2\nproxi = 'x'\n" +
+			"[registry_hosts.b]\nproxy = 'ftp://p'\n[registry_hosts.c]\nproxy = 'p:1'\n",
+			want: []string{`registries.credentials_file: "c" is not an absolute`, "registries.credential_helper_timeout: must be shorter than", "registries.min_throughput: must be positive",
+				"registries.max_wait: 2h0m0s is not between", "registries.attempts: 0 is not between", "registries.requests_per_second: NaN is not", "registries.requests_at_once: must not be negative",
+				`registries.fallback: "maybe" is not one of always, unavailable, never`, `registry_hosts: "https://a" is not a host`, "registry_hosts.a.proxy: proxy of p:1 has a user in it",
+				`registry_hosts.a.fallback: "x"`, "registry_hosts.a.requests_at_once: ", `(did you mean "registry_hosts.a.proxy"?)`, `registry_hosts.b.proxy: proxy has scheme "ftp"`, "registry_hosts.c.proxy: proxy"}},
 		{name: "NRI socket too long", text: "[nri]\nsocket_path = '/" + strings.Repeat("x", 108) + "'\n", want: []string{"nri.socket_path: ", "longer than the 107 bytes"}},
 		{name: "address is no socket", args: []string{"--address", "tcp://1.2.3.4"}, want: []string{"address: ", "unix:///path"}},
 		{name: "address too long", args: []string{"--address", "unix:///" + strings.Repeat("x", 108)}, want: []string{"address: ", "longer than the 107 bytes"}},
@@ -114,7 +123,7 @@ func TestConfigFileMayBeAbsentOnlyByDefault(t *testing.T) {
 }
 
 func TestConfigCommandPrintsWhatItParses(t *testing.T) {
-	first, _, err := loadWith(t, "", "--root", "/some/where", "--log-level", "debug")
+	first, _, err := loadWith(t, "[registry_hosts.a]\nproxy = 'direct'\n", "--root", "/some/where", "--log-level", "debug")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,5 +201,27 @@ func TestNRISocket(t *testing.T) {
 		if err != nil || c.NRI.SocketPath != test.want {
 			t.Errorf("%s: socket %q, error %v; want %q", test.name, c.NRI.SocketPath, err, test.want)
 		}
+	}
+}
+
+// TestRegistriesConfiguration reads what hosts have of their own, and prints it so that it reads the same again.
+func TestRegistriesConfiguration(t *testing.T) {
+	text := "[registries]\nrequests_per_second = 10\nrequests_at_once = 4\nfallback = 'never'\n[registry_hosts.'mirror.test:5000']\nrequests_per_second = 0.5\nproxy = 'direct'\n"
+	c, _, err := loadWith(t, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := remote.Host{Proxy: remote.Direct, Limit: &remote.Limit{PerSecond: 0.5, AtOnce: 4}}
+	r := c.registries()
+	if diff := cmp.Diff(map[string]remote.Host{"mirror.test:5000": want}, r.Hosts); diff != "" || r.Limit != (remote.Limit{PerSecond: 10, AtOnce: 4}) || r.Fallback != remote.FallbackNever {
+		t.Errorf("%+v\n%s", r, diff)
+	}
+	printed, err := c.print()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, _, err := loadWith(t, string(printed))
+	if err != nil || !cmp.Equal(again.registries(), r) {
+		t.Errorf("printed %s\nreads as %+v, %v", printed, again.registries(), err)
 	}
 }

@@ -93,6 +93,7 @@ func validate(c *Config) []string {
 		add("container.log_line_max", "%d is not between 256 and %d", n, 1<<20)
 	}
 	checkStreaming(&c.Streaming, add)
+	faults = append(faults, checkRegistries(c)...)
 	if len(c.Network.Bridge) > 15 || strings.ContainsAny(c.Network.Bridge, "/ \t\n:") {
 		add("network.bridge", "%q is not the name of a network device", c.Network.Bridge)
 	}
@@ -152,6 +153,9 @@ func (c *Config) settle() {
 	c.Root, c.State = filepath.Clean(c.Root), filepath.Clean(c.State)
 	if c.CertsDirs == nil {
 		c.CertsDirs = []string{}
+	}
+	if c.RegistryHosts == nil {
+		c.RegistryHosts = map[string]RegistryHost{}
 	}
 	if c.Container.RejectAbsent == nil {
 		c.Container.RejectAbsent = []string{}

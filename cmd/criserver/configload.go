@@ -141,7 +141,7 @@ const anyName = "NAME"
 // suggestion is " (did you mean ...?)" for a key that is near an existing one, or whose last part exists elsewhere.
 func suggestion(key toml.Key) string {
 	last, chosen := key[len(key)-1], ""
-	if len(key) > 2 && key[0] == "handlers" {
+	if len(key) > 2 && (key[0] == "handlers" || key[0] == "registry_hosts") {
 		chosen, key = key[1], append(toml.Key{key[0], anyName}, key[2:]...)
 	}
 	given := dotted(key)

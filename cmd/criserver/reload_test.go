@@ -28,7 +28,8 @@ func TestMerge(t *testing.T) {
 			h := defaultHandlerConfig()
 			h.PidsLimit = 7
 			c.Handlers = map[string]Handler{"default": h}
-		}, changed: []string{"certs_dirs", "log.level", "log.slow", "container.absent_mount_sources_to_reject", "container.log_line_max", "cdi.spec_dirs", "images.pinned", "handlers"}},
+			c.Registries.Attempts, c.RegistryHosts = 9, map[string]RegistryHost{"a": {Proxy: "direct"}}
+		}, changed: []string{"certs_dirs", "log.level", "log.slow", "container.absent_mount_sources_to_reject", "container.log_line_max", "cdi.spec_dirs", "images.pinned", "registries.attempts", "registry_hosts", "handlers"}},
 		{name: "some of both", change: func(c *Config) { c.Root, c.Log.Level, c.Security.SELinux = "/y", "warn", "off" },
 			changed: []string{"log.level"}, restart: []string{"root", "security.selinux"}},
 		{name: "CDI switched off", change: func(c *Config) { c.CDI.SpecDirs = []string{} }, restart: []string{"cdi.spec_dirs"}},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -39,6 +38,9 @@ type FetchError struct {
 func (e *FetchError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "fetch %s", e.What)
+	if len(e.Attempts) == 0 {
+		b.WriteString(": hosts.toml has no endpoint with the capability")
+	}
 	for i, a := range e.Attempts {
 		sep := ": "
 		if i > 0 {
@@ -95,11 +97,7 @@ func (e *statusError) transient() bool {
 // newStatusError reads what it needs of the response and leaves closing it to the caller.
 func newStatusError(resp *http.Response) *statusError {
 	e := &statusError{code: resp.StatusCode}
-	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-		e.retryAfter = time.Duration(seconds) * time.Second
-	} else if at, err := http.ParseTime(resp.Header.Get("Retry-After")); err == nil {
-		e.retryAfter = max(0, time.Until(at))
-	}
+	e.retryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	var body struct {
 		Errors []struct{ Code, Message string }
 	}

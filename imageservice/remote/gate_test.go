@@ -12,17 +12,11 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/distribution/reference"
 )
 
 func (r *Registries) session(t *testing.T, ref string) *Session {
 	t.Helper()
-	named, err := reference.ParseDockerRef(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := r.Open(reference.TrimNamed(named), Auth{})
+	s, err := r.Open(repository(ref), Auth{})
 	if err != nil {
 		t.Fatal(err)
 	}

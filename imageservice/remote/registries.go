@@ -13,10 +13,11 @@ type Config struct {
 	UserAgent     string        // "criserver"
 	MinThroughput int64         // bytes a second that a body must bring over a Window, 10 KiB
 	Window        time.Duration // 30 s; a response must begin in one, too
-	Attempts      int           // failures in a row of one blob without a MiB of progress, 5
+	Attempts      int           // failures in a row of one blob without a MiB of progress, 5; each endpoint is asked once in any case
 	Backoff       time.Duration // before the second attempt at an endpoint; doubles up to MaxBackoff, 250 ms
 	MaxBackoff    time.Duration // also bounds how long a Retry-After is obeyed, 30 s
 	Limit         Limit         // of each host that has none of its own
+	Fallback      Fallback      // of each registry that has none of its own, FallbackAlways
 	Hosts         map[string]Host
 	Credentials   credentials.Config // for hosts of which the caller of a pull has none
 	Lanes         *Lanes             // for large blobs, of all sessions; nil: one connection a blob
@@ -24,8 +25,21 @@ type Config struct {
 
 // Host is what is different for one host[:port].
 type Host struct {
-	Limit *Limit // nil: that of all
+	Limit    *Limit   // nil: that of all
+	Proxy    string   // a URL, or Direct; empty: what the environment says
+	Fallback Fallback // of the registry, when it has mirrors; empty: that of all
 }
+
+// Fallback says after which failures at one endpoint of a registry the next is asked. Whatever it says, an endpoint that
+// may answer better the next time is asked again before it is given up.
+type Fallback string
+
+// The policies.
+const (
+	FallbackAlways      Fallback = "always"      // after any
+	FallbackUnavailable Fallback = "unavailable" // after no useful answer: no connection, 5xx, 429, too slow; not after 401, 403, 404, a wrong digest
+	FallbackNever       Fallback = "never"       // after none: the first endpoint is the only one
+)
 
 func (c Config) withDefaults() Config {
 	if c.UserAgent == "" {
@@ -46,15 +60,37 @@ func (c Config) withDefaults() Config {
 	if c.MaxBackoff == 0 {
 		c.MaxBackoff = 30 * time.Second
 	}
+	if c.Fallback == "" {
+		c.Fallback = FallbackAlways
+	}
 	return c
 }
 
-// limit is that of a host[:port].
+// host is what is different for a host[:port], under whichever of its names.
+func (c Config) host(name string) Host {
+	if own, found := c.Hosts[name]; found {
+		return own
+	}
+	for other, own := range c.Hosts {
+		if credentials.SameRegistry(name, other) {
+			return own
+		}
+	}
+	return Host{}
+}
+
 func (c Config) limit(host string) Limit {
-	if own := c.Hosts[host].Limit; own != nil {
+	if own := c.host(host).Limit; own != nil {
 		return *own
 	}
 	return c.Limit
+}
+
+func (c Config) fallback(registry string) Fallback {
+	if own := c.host(registry).Fallback; own != "" {
+		return own
+	}
+	return c.Fallback
 }
 
 // Registries opens sessions, and keeps what they share: how much each host may be asked at a time.

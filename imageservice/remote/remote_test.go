@@ -41,7 +41,7 @@ func serveHTTP(t *testing.T, tls bool, answer http.HandlerFunc) *server {
 		answer(w, r)
 	})
 	s.Server = httptest.NewUnstartedServer(handler)
-	s.Config.ErrorLog = log.New(io.Discard, "", 0) // it is about clients that refuse
+	s.Config.ErrorLog = quiet
 	if tls {
 		s.StartTLS()
 	} else {
@@ -50,6 +50,9 @@ func serveHTTP(t *testing.T, tls bool, answer http.HandlerFunc) *server {
 	t.Cleanup(s.Close)
 	return s
 }
+
+// quiet is a log of clients that refuse.
+var quiet = log.New(io.Discard, "", 0)
 
 func (s *server) host() string { return s.Listener.Addr().String() }
 
@@ -77,16 +80,20 @@ func hosts(t *testing.T, registry, toml string) Config {
 
 func open(t *testing.T, cfg Config, ref string, auth Auth) *Session {
 	t.Helper()
-	named, err := reference.ParseDockerRef(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(cfg).Open(reference.TrimNamed(named), auth)
+	s, err := New(cfg).Open(repository(ref), auth)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
 	return s
+}
+
+func repository(ref string) reference.Named {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		panic(err)
+	}
+	return reference.TrimNamed(named)
 }
 
 var content = []byte(`{"schemaVersion":2}`)

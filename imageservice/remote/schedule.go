@@ -24,6 +24,9 @@ type schedule struct {
 }
 
 func (s *Session) schedule(what string, hosts []*endpoint) *schedule {
+	if s.cfg.fallback(s.registry) == FallbackNever && len(hosts) > 1 {
+		hosts = hosts[:1]
+	}
 	return &schedule{s: s, what: what, hosts: slices.Clone(hosts)}
 }
 
@@ -50,12 +53,16 @@ func (p *schedule) pick(ctx context.Context) (*endpoint, error) {
 	return nil, p.error()
 }
 
-// failed takes down that the endpoint last picked failed and waits if that is due. It is an error when ctx ends or the
-// attempts are used up.
+// failed takes down that the endpoint last picked failed and waits if that is due. It is an error when ctx ends, and when the
+// attempts are used up, though not before each endpoint was asked.
 func (p *schedule) failed(ctx context.Context, name string, err error) error {
 	p.attempts = append(p.attempts, Attempt{URL: name, Err: err, Took: time.Since(p.begun)})
 	p.inARow++
-	if ctx.Err() != nil || p.inARow >= p.s.cfg.Attempts || len(p.attempts) >= maxAttempts {
+	if ctx.Err() != nil || len(p.attempts) >= maxAttempts {
+		return p.error()
+	}
+	if !errors.Is(err, ErrUnavailable) && p.s.cfg.fallback(p.s.registry) == FallbackUnavailable {
+		p.hosts = nil
 		return p.error()
 	}
 	if !retryable(err, p.s.cfg.MaxBackoff) {
@@ -69,6 +76,9 @@ func (p *schedule) failed(ctx context.Context, name string, err error) error {
 	}
 	if p.next < len(p.hosts) || len(p.hosts) == 0 {
 		return nil // the next one has not been asked in this round
+	}
+	if p.inARow >= p.s.cfg.Attempts {
+		return p.error()
 	}
 	d := min(p.s.cfg.Backoff<<min(p.inARow-1, 16), p.s.cfg.MaxBackoff)
 	d, p.wait = max(d, p.wait), 0

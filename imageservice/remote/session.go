@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
 
@@ -28,6 +29,7 @@ type Session struct {
 	hosts      []*endpoint
 	transports []*http.Transport
 	stored     *credentials.Store
+	proxy      func(*http.Request) (*url.URL, error)
 }
 
 // endpoint is one host that may serve the repository.
@@ -43,7 +45,8 @@ type endpoint struct {
 func (r *Registries) Open(ref reference.Named, auth Auth) (*Session, error) {
 	s := &Session{registry: reference.Domain(ref), repository: reference.Path(ref)}
 	s.cfg, s.stored = r.config()
-	hosts, err := s.configure()
+	s.proxy = s.cfg.proxies()
+	hosts, err := s.configure(s.hostDir)
 	if err != nil {
 		return nil, fmt.Errorf("configure registry %s: %w", s.registry, err)
 	}
@@ -66,7 +69,8 @@ func (s *Session) Close() {
 	}
 }
 
-func (s *Session) configure() ([]docker.RegistryHost, error) {
+// configure makes the endpoints of the directory that dir finds for the registry.
+func (s *Session) configure(dir func(host string) (string, error)) ([]docker.RegistryHost, error) {
 	sink := &errorSink{}
 	logger := logrus.New()
 	logger.SetOutput(io.Discard)
@@ -75,7 +79,7 @@ func (s *Session) configure() ([]docker.RegistryHost, error) {
 	// requests where the operator did not want them.
 	ctx := log.WithLogger(context.Background(), logrus.NewEntry(logger))
 	hosts, err := config.ConfigureHosts(ctx, config.HostOptions{
-		HostDir:      s.hostDir,
+		HostDir:      dir,
 		UpdateClient: s.tune,
 	})(s.registry)
 	if err = errors.Join(err, sink.err); err != nil {
@@ -109,6 +113,7 @@ func (s *Session) tune(c *http.Client) error {
 	if t, ok := c.Transport.(*http.Transport); ok {
 		t.MaxIdleConnsPerHost = 8
 		t.ReadBufferSize = 64 << 10
+		t.Proxy = s.proxy
 		s.transports = append(s.transports, t)
 	}
 	return nil

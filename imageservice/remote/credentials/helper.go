@@ -46,18 +46,25 @@ func (o *output) Write(p []byte) (int, error) {
 	return o.kept.Write(p)
 }
 
+// program finds the executable of a helper.
+func program(name string) (path string, err error) {
+	if !helperName.MatchString(name) {
+		return "", fmt.Errorf("credential helper %q: not the name of a program", name)
+	}
+	if path, err = exec.LookPath(helperPrefix + name); err != nil {
+		return "", fmt.Errorf("credential helper %s%s: not an executable in PATH", helperPrefix, name)
+	}
+	return path, nil
+}
+
 // ask runs a helper for the secret of a server.
 func (s *Store) ask(ctx context.Context, name, server string) (Credential, error) {
-	program := helperPrefix + name
-	fail := func(cause error) (Credential, error) {
-		return Credential{}, fmt.Errorf("credential helper %s: for %s: %w", program, server, cause)
-	}
-	if !helperName.MatchString(name) {
-		return Credential{}, fmt.Errorf("credential helper %q of %s: not the name of a program", name, s.cfg.File)
-	}
-	path, err := exec.LookPath(program)
+	path, err := program(name)
 	if err != nil {
-		return fail(errors.New("not an executable in PATH"))
+		return Credential{}, fmt.Errorf("credentials file %s: %w", s.cfg.File, err)
+	}
+	fail := func(cause error) (Credential, error) {
+		return Credential{}, fmt.Errorf("credential helper %s%s: for %s: %w", helperPrefix, name, server, cause)
 	}
 	stdout, err := s.run(ctx, path, server)
 	switch {
@@ -73,7 +80,7 @@ func (s *Store) ask(ctx context.Context, name, server string) (Credential, error
 	if answer.Username == "" || answer.Secret == "" {
 		return fail(errors.New("its answer lacks Username or Secret"))
 	}
-	c := Credential{Username: answer.Username, Password: answer.Secret, Origin: "helper " + program}
+	c := Credential{Username: answer.Username, Password: answer.Secret, Origin: "helper " + helperPrefix + name}
 	if answer.Username == tokenUser {
 		c = Credential{IdentityToken: answer.Secret, Origin: c.Origin}
 	}

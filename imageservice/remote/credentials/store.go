@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -76,6 +78,26 @@ func (s *Store) Find(ctx context.Context, host, repository string) (Credential, 
 	}
 	c.Origin = s.cfg.File
 	return c, nil
+}
+
+// Check says what is wrong with the file as it is now, of its entries too. No helper is asked.
+func (s *Store) Check() error {
+	f, err := s.file()
+	if err != nil || f == nil {
+		return err
+	}
+	var faults []error
+	for _, key := range slices.Sorted(maps.Keys(f.Auths)) {
+		if _, err := f.Auths[key].credential(); err != nil {
+			faults = append(faults, fmt.Errorf("credentials file %s: auths[%q]: %w", s.cfg.File, key, err))
+		}
+	}
+	for _, name := range append([]string{f.CredsStore}, slices.Sorted(maps.Values(f.CredHelpers))...) {
+		if _, err := program(name); name != "" && err != nil {
+			faults = append(faults, fmt.Errorf("credentials file %s: %w", s.cfg.File, err))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // file returns the content, nil if there is none.

@@ -105,6 +105,13 @@ func TestWrongFilesAreErrorsThatQuoteNothing(t *testing.T) {
 	if c, err := s.Find(t.Context(), "good.test", "app"); err != nil || c.Username != "u" {
 		t.Errorf("%q, %v", c.Username, err)
 	}
+	if err := config(t, `{"auths":{"bad.test":{"auth":"!"},"good.test":{"auth":"`+b64("u:p")+`"}},"credsStore":"absent","credHelpers":{"a":"../x","b":""}}`).Check(); err == nil ||
+		!strings.Contains(err.Error(), `auths["bad.test"]`) || strings.Contains(err.Error(), "good.test") || !strings.Contains(err.Error(), "docker-credential-absent: not an executable") || !strings.Contains(err.Error(), `"../x"`) {
+		t.Errorf("check: %v", err)
+	}
+	if err := s.Check(); err == nil {
+		t.Error("check finds nothing")
+	}
 	s = New(Config{File: t.TempDir()})
 	if _, err := s.Find(t.Context(), "reg.test", "app"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("a directory: %v", err)
@@ -196,7 +203,7 @@ func TestHelpersThatFailAreNamed(t *testing.T) {
 				s.cfg.HelperTimeout = time.Hour
 			}
 			_, err := s.Find(t.Context(), "reg.test", "app")
-			if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "docker-credential-"+name+": for reg.test: ") {
+			if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "docker-credential-"+name+": ") || name != "absent" && !strings.Contains(err.Error(), ": for reg.test: ") {
 				t.Fatalf("%v does not say %q", err, says)
 			}
 			if strings.Contains(err.Error(), secret) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
