@@ -52,18 +52,19 @@ func NewTranslator(layers stats.FileSystem) *Translator {
 	return &Translator{layers: layers, names: map[[2]uint32]string{}}
 }
 
-// Pod translates what was measured of a pod. A container that has ended has no metrics.
+// Pod translates what was measured of a pod. A container that has ended has no metrics. Metrics are in the messages as they are
+// on the wire, and seen by those who receive them.
 func (t *Translator) Pod(p sandbox.PodStats) *runtimev1.PodSandboxMetrics {
 	m := &runtimev1.PodSandboxMetrics{PodSandboxId: string(p.ID)}
 	if p.Network != nil {
-		w := writer{base: []string{"", p.Cgroup, "", string(p.ID), p.Metadata.GetNamespace(), p.Metadata.GetName()}}
+		w := newWriter([]string{"", p.Cgroup, "", string(p.ID), p.Metadata.GetNamespace(), p.Metadata.GetName()}, len(networkRows)*len(p.Network.Interfaces))
 		for i := range networkRows {
-			w.row = &networkRows[i].description
+			w.head = networkHeads[i]
 			for j := range p.Network.Interfaces {
 				w.add(networkRows[i].value(&p.Network.Interfaces[j]), p.Network.Interfaces[j].Name)
 			}
 		}
-		m.Metrics = w.metrics
+		m.ProtoReflect().SetUnknown(w.text)
 	}
 	for i := range p.Containers {
 		if c := &p.Containers[i]; c.Usage != nil {
@@ -75,22 +76,28 @@ func (t *Translator) Pod(p sandbox.PodStats) *runtimev1.PodSandboxMetrics {
 
 func (t *Translator) container(p *sandbox.PodStatus, c *sandbox.ContainerStats) *runtimev1.ContainerMetrics {
 	labels := []string{c.Metadata.GetName(), c.Cgroup, imageName(c.Image), string(c.ID), p.Metadata.GetNamespace(), p.Metadata.GetName()}
-	return &runtimev1.ContainerMetrics{ContainerId: string(c.ID), Metrics: t.values(c, labels)}
+	m := &runtimev1.ContainerMetrics{ContainerId: string(c.ID)}
+	m.ProtoReflect().SetUnknown(t.values(c, labels))
+	return m
 }
 
-// values are all metrics of a container, with these values of base.
-func (t *Translator) values(c *sandbox.ContainerStats, labels []string) []*runtimev1.Metric {
+// values are all metrics of a container, with these values of base, as they are on the wire.
+func (t *Translator) values(c *sandbox.ContainerStats, labels []string) []byte {
 	s := source{ContainerStats: c, t: t, now: time.Now()}
-	w := writer{base: labels, metrics: make([]*runtimev1.Metric, 0, len(containerRows)+16)}
+	w := newWriter(labels, len(containerRows)+severalValues)
+	emit := w.add
 	for i := range containerRows {
-		w.row = &containerRows[i].description
-		containerRows[i].values(&s, w.add)
+		w.head, w.at = containerHeads[i], 0
+		if c.Layer != nil && containerRows[i].name == layerUsage {
+			w.at = c.Layer.At.UnixNano()
+		}
+		containerRows[i].values(&s, emit)
 	}
-	if c.Layer != nil {
-		w.stamp(c.Layer.At.UnixNano(), layerUsage)
-	}
-	return w.metrics
+	return w.text
 }
+
+// severalValues is for how many values more than one of a row there is room.
+const severalValues = 8
 
 // imageName is the image as its user named it.
 func imageName(s *runtimev1.ImageSpec) string {
@@ -98,37 +105,6 @@ func imageName(s *runtimev1.ImageSpec) string {
 		return name
 	}
 	return s.GetImage()
-}
-
-// writer collects metrics of one container, or of one pod.
-type writer struct {
-	base    []string // shared by all that have no labels of their own
-	row     *description
-	metrics []*runtimev1.Metric
-}
-
-// add adds a value of row.
-func (w *writer) add(value uint64, labels ...string) {
-	values := w.base
-	if len(labels) > 0 {
-		values = append(values[:len(values):len(values)], labels...)
-	}
-	m := &struct {
-		metric runtimev1.Metric
-		value  runtimev1.UInt64Value
-	}{} // one piece of memory, of thousands
-	m.metric.Name, m.metric.MetricType, m.metric.LabelValues, m.metric.Value = w.row.name, w.row.kind, values, &m.value
-	m.value.Value = value
-	w.metrics = append(w.metrics, &m.metric)
-}
-
-// stamp says that the metrics of this name are of another time than now.
-func (w *writer) stamp(at int64, name string) {
-	for _, m := range w.metrics {
-		if m.Name == name {
-			m.Timestamp = at
-		}
-	}
 }
 
 // source is where the rows of a container find their values.

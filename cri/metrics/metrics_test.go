@@ -42,9 +42,23 @@ func known() *sandbox.ContainerStats {
 
 var fileSystem1 = stats.FileSystem{Device: "/dev/sda1", Major: 8, Minor: 1, Bytes: 1 << 40, Inodes: 100, InodesFree: 90}
 
+// received are metrics as a client has them.
+func received(t *testing.T, encoded []byte) []*runtimev1.Metric {
+	t.Helper()
+	m := &runtimev1.ContainerMetrics{}
+	if err := proto.Unmarshal(encoded, m); err != nil {
+		t.Fatal(err)
+	}
+	if n := proto.Size(m); n != len(encoded) {
+		t.Errorf("messages have %d bytes instead of %d", len(encoded), n)
+	}
+	return m.Metrics
+}
+
 // lines prints metrics, but for the moment that last_seen is.
-func lines(metrics []*runtimev1.Metric) (all []string) {
-	for _, m := range metrics {
+func lines(t *testing.T, encoded []byte) (all []string) {
+	t.Helper()
+	for _, m := range received(t, encoded) {
 		if m.Name == "container_last_seen" {
 			continue
 		}
@@ -110,7 +124,7 @@ start_time_seconds x = 1000
 threads x = 11
 threads_max x = 0
 ulimits_soft x,max_open_files = 1024`), "\n")
-	got := lines(NewTranslator(fileSystem1).values(known(), []string{"x"}))
+	got := lines(t, NewTranslator(fileSystem1).values(known(), []string{"x"}))
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -119,7 +133,7 @@ ulimits_soft x,max_open_files = 1024`), "\n")
 // What is not counted has no value; what was not set has what the kernel has by itself.
 func TestValuesUnknown(t *testing.T) {
 	c := &sandbox.ContainerStats{ContainerStatus: &sandbox.ContainerStatus{}, Usage: &stats.Usage{Counters: cgroup.Stats{Known: cgroup.CPU}}}
-	got := lines(NewTranslator(fileSystem1).values(c, []string{"x"}))
+	got := lines(t, NewTranslator(fileSystem1).values(c, []string{"x"}))
 	for _, want := range []string{"spec_cpu_period x = 100000", "spec_cpu_shares x = 1024", "start_time_seconds x = 0", "fs_reads_total x,/dev/sda1 = 0", "cpu_usage_seconds_total x,total = 0"} {
 		if !slices.Contains(got, want) {
 			t.Errorf("no line %q", want)
@@ -138,14 +152,14 @@ func TestValuesUnknown(t *testing.T) {
 func TestValuesShareNoLabels(t *testing.T) {
 	roomy := append(make([]string, 0, 10), "x")
 	metrics := NewTranslator(fileSystem1).values(known(), roomy)
-	if diff := cmp.Diff(lines(NewTranslator(fileSystem1).values(known(), []string{"x"})), lines(metrics)); diff != "" {
+	if diff := cmp.Diff(lines(t, NewTranslator(fileSystem1).values(known(), []string{"x"})), lines(t, metrics)); diff != "" {
 		t.Errorf("with room behind the labels of all (-without +with):\n%s", diff)
 	}
 	keys := map[string]int{}
 	for _, d := range Descriptors() {
 		keys[d.Name] = len(d.LabelKeys) - len(base)
 	}
-	for _, m := range metrics {
+	for _, m := range received(t, metrics) {
 		if len(m.LabelValues)-1 != keys[m.Name] {
 			t.Errorf("%v has not %d labels besides", m, keys[m.Name])
 		}
@@ -154,11 +168,13 @@ func TestValuesShareNoLabels(t *testing.T) {
 
 // BenchmarkValues is what ListPodSandboxMetrics does for one container besides reading.
 func BenchmarkValues(b *testing.B) {
-	t, c := NewTranslator(fileSystem1), known()
+	t, k := NewTranslator(fileSystem1), known()
 	labels := []string{"container", "/kubepods/burstable/pod" + strings.Repeat("u", 36) + "/" + strings.Repeat("c", 64), "docker.io/library/busybox:1", strings.Repeat("c", 64), "namespace", "name"}
 	b.ReportAllocs()
 	for b.Loop() {
-		m := &runtimev1.PodSandboxMetrics{ContainerMetrics: []*runtimev1.ContainerMetrics{{Metrics: t.values(c, labels)}}}
+		c := &runtimev1.ContainerMetrics{}
+		c.ProtoReflect().SetUnknown(t.values(k, labels))
+		m := &runtimev1.PodSandboxMetrics{ContainerMetrics: []*runtimev1.ContainerMetrics{c}}
 		if _, err := proto.Marshal(m); err != nil {
 			b.Fatal(err)
 		}

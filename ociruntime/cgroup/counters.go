@@ -15,43 +15,44 @@ type counterFile struct {
 	name       string
 	kinds      Counters // all of which must be wanted
 	parse      func(s *Stats, text []byte) bool
+	told       func(s *Stats) bool // whether files before it have told all that it says; nil: they never do
 }
 
 var v1CounterFiles = []counterFile{
-	{"cpuacct", "cpuacct.usage", CPU, single(func(s *Stats) *uint64 { return &s.CPU.Usage })},
-	{"cpuacct", "cpuacct.stat", CPU | Details, keyed((*Stats).setCPUTicks)},
-	{"cpu", "cpu.stat", CPU | Details, keyed((*Stats).setCPU)},
-	{"memory", "memory.usage_in_bytes", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage })},
-	{"memory", "memory.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit })},
-	{"memory", "memory.memsw.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.memsw })},
-	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV1)},
-	{"memory", "memory.max_usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak })},
-	{"memory", "memory.kmem.usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Kernel })},
-	{"memory", "memory.soft_limit_in_bytes", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation })},
-	{"memory", "memory.failcnt", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.AtLimit })},
-	{"memory", "memory.oom_control", Memory | Details, keyed((*Stats).setMemoryEvent)},
-	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current })},
-	{"pids", "pids.max", Tasks | Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit })},
-	{"blkio", "blkio.throttle.io_service_bytes_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.ReadBytes, &d.WriteBytes })},
-	{"blkio", "blkio.throttle.io_serviced_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.Reads, &d.Writes })},
+	{"cpuacct", "cpuacct.usage", CPU, single(func(s *Stats) *uint64 { return &s.CPU.Usage }), nil},
+	{"cpuacct", "cpuacct.stat", CPU | Details, keyed((*Stats).setCPUTicks), nil},
+	{"cpu", "cpu.stat", CPU | Details, keyed((*Stats).setCPU), nil},
+	{"memory", "memory.usage_in_bytes", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage }), nil},
+	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV1), nil},
+	{"memory", "memory.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit }), func(s *Stats) bool { return s.Memory.Limit == NoLimit }},
+	{"memory", "memory.memsw.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.memsw }), func(s *Stats) bool { return s.memsw == NoLimit }},
+	{"memory", "memory.max_usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak }), nil},
+	{"memory", "memory.kmem.usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Kernel }), nil},
+	{"memory", "memory.soft_limit_in_bytes", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), nil},
+	{"memory", "memory.failcnt", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.AtLimit }), nil},
+	{"memory", "memory.oom_control", Memory | Details, keyed((*Stats).setMemoryEvent), nil},
+	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current }), nil},
+	{"pids", "pids.max", Tasks | Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
+	{"blkio", "blkio.throttle.io_serviced_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.Reads, &d.Writes }), nil},
+	{"blkio", "blkio.throttle.io_service_bytes_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.ReadBytes, &d.WriteBytes }), func(s *Stats) bool { return len(s.IO) == 0 }},
 }
 
 var v2CounterFiles = []counterFile{
-	{"", "cpu.stat", CPU, keyed((*Stats).setCPU)},
-	{"", "cpu.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.CPU, &p.Known.CPU })},
-	{"", "memory.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.Memory, &p.Known.Memory })},
-	{"", "io.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.IO, &p.Known.IO })},
-	{"memory", "memory.current", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage })},
-	{"memory", "memory.max", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit })},
-	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV2)},
-	{"memory", "memory.swap.current", Memory, swapCurrent},
-	{"memory", "memory.swap.max", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.SwapLimit })},
-	{"memory", "memory.peak", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak })},
-	{"memory", "memory.low", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation })},
-	{"memory", "memory.events", Memory | Details, keyed((*Stats).setMemoryEvent)},
-	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current })},
-	{"pids", "pids.max", Tasks | Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit })},
-	{"io", "io.stat", Details, ioStat},
+	{"", "cpu.stat", CPU, keyed((*Stats).setCPU), nil},
+	{"", "cpu.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.CPU, &p.Known.CPU }), nil},
+	{"", "memory.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.Memory, &p.Known.Memory }), nil},
+	{"", "io.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.IO, &p.Known.IO }), nil},
+	{"memory", "memory.current", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage }), nil},
+	{"memory", "memory.max", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit }), nil},
+	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV2), nil},
+	{"memory", "memory.swap.current", Memory, swapCurrent, nil},
+	{"memory", "memory.swap.max", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.SwapLimit }), nil},
+	{"memory", "memory.peak", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak }), nil},
+	{"memory", "memory.low", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), nil},
+	{"memory", "memory.events", Memory | Details, keyed((*Stats).setMemoryEvent), nil},
+	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current }), nil},
+	{"pids", "pids.max", Tasks | Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
+	{"io", "io.stat", Details, ioStat, nil},
 }
 
 func (v1) counterFiles() []counterFile { return v1CounterFiles }
@@ -110,6 +111,14 @@ func (s *Stats) setMemoryV1(key []byte, n uint64) {
 		m.Major = n
 	case "total_inactive_file":
 		m.InactiveFile = n
+	case "hierarchical_memory_limit": // of the group and those above it: without any there is none of the group's own
+		if n >= uint64(unlimited) {
+			m.Limit = NoLimit
+		}
+	case "hierarchical_memsw_limit":
+		if n >= uint64(unlimited) {
+			s.memsw = NoLimit
+		}
 	}
 }
 
@@ -354,27 +363,30 @@ func hugeSize(kb uint64) string {
 	return strconv.FormatUint(kb, 10) + "KB"
 }
 
-func (g *Group) countHugePages(s *Stats, buf *StatsBuffer) error {
-	h := g.hs.byController["hugetlb"]
-	if h == nil {
-		return nil
+// countHugePages counts each size. Of v1, a group that never had pages of a size has none now.
+func (r *counting) countHugePages(s *Stats) error {
+	one := counterFile{kinds: Details}
+	read := func(name string, to *uint64) error {
+		one.parse = single(func(*Stats) *uint64 { return to })
+		return r.count(&one, name, s)
 	}
 	for _, f := range hugeFiles() {
 		s.Huge = append(s.Huge, HugePages{Size: f.size})
 		page := &s.Huge[len(s.Huge)-1]
-		names := []struct {
-			file string
-			to   *uint64
-		}{{f.usage, &page.Usage}, {f.peak, &page.Peak}}
-		if h.Unified {
-			names = names[:1]
-			names[0].file = f.current
-		}
-		for _, n := range names {
-			one := counterFile{kinds: Details, parse: single(func(*Stats) *uint64 { return n.to })}
-			if err := g.count(h, &one, n.file, s, buf); err != nil {
+		if r.h.Unified {
+			if err := read(f.current, &page.Usage); err != nil {
 				return err
 			}
+			continue
+		}
+		if err := read(f.peak, &page.Peak); err != nil {
+			return err
+		}
+		if page.Peak == 0 {
+			continue
+		}
+		if err := read(f.usage, &page.Usage); err != nil {
+			return err
 		}
 	}
 	return nil

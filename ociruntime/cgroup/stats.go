@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,16 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Counters says which counters of a group are wanted. Every file that has some costs three system calls.
+// Counters says which counters of a group are wanted. Every file that has some costs three system calls, and every hierarchy
+// with several of them two more, for its directory.
 type Counters uint8
 
 // Kinds of counters.
 const (
 	CPU      Counters = 1 << iota // time used; one file
-	Memory                        // usage, limit and memory.stat; v1 four files, v2 five
+	Memory                        // usage, limit and memory.stat; v1 two files, four with limits, v2 five
 	Tasks                         // how many there are; one file
 	Pressure                      // stall information of a cgroup2; three files
-	Details                       // what metrics want besides, of the kinds above, of I/O and of huge pages; v1 ten files, v2 five, and huge pages
+	Details                       // what metrics want besides, of the kinds above, of I/O and of huge pages; v1 nine files, ten after I/O, v2 five, and huge pages
 )
 
 // NoLimit is the value of a limit that is not set.
@@ -107,18 +109,7 @@ type HugePages struct {
 func (g *Group) Stats(want Counters, s *Stats, buf *StatsBuffer) error {
 	*s = Stats{IO: s.IO[:0], Huge: s.Huge[:0]}
 	for _, h := range g.hs.all {
-		files := h.dialect.counterFiles()
-		for i := range files {
-			if files[i].kinds&^want != 0 || !h.counts(&files[i], g.hs.mode) {
-				continue
-			}
-			if err := g.count(h, &files[i], files[i].name, s, buf); err != nil {
-				return err
-			}
-		}
-	}
-	if want&Details != 0 {
-		if err := g.countHugePages(s, buf); err != nil {
+		if err := g.countIn(h, want, s, buf); err != nil {
 			return err
 		}
 	}
@@ -126,6 +117,40 @@ func (g *Group) Stats(want Counters, s *Stats, buf *StatsBuffer) error {
 		return fmt.Errorf("count in cgroup /%s: %w", g.path, fs.ErrNotExist)
 	}
 	s.settle()
+	return nil
+}
+
+// countIn reads the files of one hierarchy.
+func (g *Group) countIn(h *hierarchy, want Counters, s *Stats, buf *StatsBuffer) error {
+	files := h.dialect.counterFiles()
+	wanted := func(f *counterFile) bool { return f.kinds&^want == 0 && h.counts(f, g.hs.mode) }
+	huge := want&Details != 0 && g.hs.byController["hugetlb"] == h
+	n := 0
+	for i := range files {
+		if files[i].told == nil && wanted(&files[i]) {
+			n++
+		}
+	}
+	if n == 0 && !huge {
+		return nil
+	}
+	r := counting{h: h, dir: g.dir(h), root: h.root, buf: buf}
+	if n >= worthOpening || huge {
+		if err := r.enter(); err != nil {
+			return err
+		}
+		defer r.leave()
+	}
+	for i := range files {
+		if f := &files[i]; wanted(f) && (f.told == nil || !f.told(s)) {
+			if err := r.count(f, f.name, s); err != nil {
+				return err
+			}
+		}
+	}
+	if huge {
+		return r.countHugePages(s)
+	}
 	return nil
 }
 
@@ -137,42 +162,81 @@ func (h *hierarchy) counts(f *counterFile, mode Mode) bool {
 	return slices.Contains(h.Controllers, f.controller)
 }
 
+// counting reads the counters of a group in one hierarchy. Finding a group takes as long as reading a counter: a directory
+// with several of them is opened first.
+type counting struct {
+	h    *hierarchy
+	dir  string
+	root int  // that names are relative to: of h, or, once it is opened, dir
+	open bool // root is dir
+	gone bool // dir is not there
+	buf  *StatsBuffer
+}
+
+// worthOpening is how many files of a directory make opening it cheaper than finding it for each.
+const worthOpening = 3
+
+// enter opens the directory.
+func (r *counting) enter() error {
+	fd, err := r.h.openFD(r.dir, ".", unix.O_PATH|unix.O_DIRECTORY)
+	switch {
+	case err == nil:
+		r.root, r.open = fd, true
+	case errors.Is(err, unix.ENOENT):
+		r.gone = true
+	default:
+		return fmt.Errorf("open %s: %w", r.h.abs(r.dir), err)
+	}
+	return nil
+}
+
+func (r *counting) leave() {
+	if r.open {
+		_ = unix.Close(r.root)
+	}
+}
+
 // count reads one file. One that is missing counts nothing: a kernel without it, a leaf without controllers, a group that
 // is being removed.
-func (g *Group) count(h *hierarchy, f *counterFile, name string, s *Stats, buf *StatsBuffer) error {
-	text, err := h.readInto(g.dir(h), name, buf[:])
+func (r *counting) count(f *counterFile, name string, s *Stats) error {
+	if r.gone {
+		return nil
+	}
+	text, err := r.read(name)
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EOPNOTSUPP):
 		return nil
 	default:
-		return fmt.Errorf("read %s: %w", h.abs(g.dir(h), name), err)
+		return fmt.Errorf("read %s: %w", r.h.abs(r.dir, name), err)
 	}
 	if !f.parse(s, text) {
-		return fmt.Errorf("read %s: unexpected contents %.64q", h.abs(g.dir(h), name), text)
+		return fmt.Errorf("read %s: unexpected contents %.64q", r.h.abs(r.dir, name), text)
 	}
 	s.Known |= f.kinds
 	return nil
 }
 
-// readInto reads a control file with counters, which the kernel makes whole for one read. What does not fit is left out,
+// read reads a control file with counters, which the kernel makes whole for one read. What does not fit is left out,
 // by lines.
-func (h *hierarchy) readInto(dir, file string, buf []byte) ([]byte, error) {
-	fd, err := h.openFD(dir, file, unix.O_RDONLY)
+func (r *counting) read(name string) ([]byte, error) {
+	if !r.open && r.dir != "" {
+		name = r.dir + "/" + name
+	}
+	fd, err := uninterrupted(func() (int, error) { return unix.Openat(r.root, name, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil, err
 	}
-	n, err := uninterrupted(func() (int, error) { return unix.Read(fd, buf) })
+	n, err := uninterrupted(func() (int, error) { return unix.Read(fd, r.buf[:]) })
 	_ = unix.Close(fd)
 	if err != nil {
 		return nil, err
 	}
-	if n == len(buf) {
-		for n > 0 && buf[n-1] != '\n' {
-			n--
-		}
+	text := r.buf[:n]
+	if n == len(r.buf) {
+		text = text[:bytes.LastIndexByte(text, '\n')+1]
 	}
-	return buf[:n], nil
+	return text, nil
 }
 
 // settle makes one of what v1 and v2 count differently.

@@ -1,7 +1,7 @@
 package stats
 
 import (
-	"os"
+	"errors"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -34,25 +34,34 @@ func CountProcesses(pids []int, first int) Processes {
 
 // descriptors counts those of one process, of which links tell the kind: "socket:[123]".
 func (p *Processes) descriptors(pid int) {
-	dir, err := os.Open("/proc/" + strconv.Itoa(pid) + "/fd")
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
-	defer dir.Close()
+	defer unix.Close(fd)
+	var entries [2 << 10]byte
+	var names [len(entries) / shortestEntry]string
 	var link [8]byte
 	for {
-		names, err := dir.Readdirnames(batch)
-		for _, name := range names {
+		n, err := unix.ReadDirent(fd, entries[:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return
+		}
+		_, _, all := unix.ParseDirent(entries[:n], -1, names[:0])
+		for _, name := range all {
 			if p.Descriptors++; p.Descriptors > mostLinks {
 				continue
 			}
-			n, err := unix.Readlinkat(int(dir.Fd()), name, link[:])
+			n, err := unix.Readlinkat(fd, name, link[:])
 			if err == nil && string(link[:n]) == "socket:[" {
 				p.Sockets++
 			}
 		}
-		if err != nil {
-			return
-		}
 	}
 }
+
+// shortestEntry is the length of the shortest entry of a directory.
+const shortestEntry = 24

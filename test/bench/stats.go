@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -20,20 +23,40 @@ const statsGap = 200 * time.Millisecond
 // statsLists are the lists that are asked for, in the order of a round.
 var statsLists = []struct {
 	name string
-	ask  func(context.Context, cri.RuntimeServiceClient) (items int, err error)
+	ask  func(context.Context, cri.RuntimeServiceClient) (answer proto.Message, items int, err error)
 }{
-	{"ListContainerStats", func(ctx context.Context, c cri.RuntimeServiceClient) (int, error) {
+	{"ListContainerStats", func(ctx context.Context, c cri.RuntimeServiceClient) (proto.Message, int, error) {
 		r, err := c.ListContainerStats(ctx, &cri.ListContainerStatsRequest{})
-		return len(r.GetStats()), err
+		return r, len(r.GetStats()), err
 	}},
-	{"ListPodSandboxStats", func(ctx context.Context, c cri.RuntimeServiceClient) (int, error) {
+	{"ListPodSandboxStats", func(ctx context.Context, c cri.RuntimeServiceClient) (proto.Message, int, error) {
 		r, err := c.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{})
-		return len(r.GetStats()), err
+		return r, len(r.GetStats()), err
 	}},
-	{"ListPodSandboxMetrics", func(ctx context.Context, c cri.RuntimeServiceClient) (int, error) {
+	{"ListPodSandboxMetrics", func(ctx context.Context, c cri.RuntimeServiceClient) (proto.Message, int, error) {
 		r, err := c.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{})
-		return len(r.GetPodMetrics()), err
+		return r, len(r.GetPodMetrics()), err
 	}},
+}
+
+// values counts the numbers in an answer: servers do not tell the same. CRI wraps every one that is measured, or is of a metric.
+func values(m protoreflect.Message) (n int) {
+	if m.Descriptor().FullName() == (&cri.UInt64Value{}).ProtoReflect().Descriptor().FullName() {
+		return 1
+	}
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Message() == nil || f.IsMap():
+		case f.IsList():
+			for i := range v.List().Len() {
+				n += values(v.List().Get(i).Message())
+			}
+		default:
+			n += values(v.Message())
+		}
+		return true
+	})
+	return n
 }
 
 // A list that took longer than slowList is asked for in slowRounds rounds only.
@@ -42,8 +65,8 @@ const (
 	slowRounds = 4
 )
 
-// statsRound asks for every list once. One that the daemon does not know is left out.
-func (d *daemon) statsRound(want int) func(context.Context) ([]lap, error) {
+// statsRound asks for every list once, and notes in told how many values it has. One that the daemon does not know is left out.
+func (d *daemon) statsRound(want int, told map[string]int) func(context.Context) ([]lap, error) {
 	slow := map[string]int{}
 	return func(ctx context.Context) ([]lap, error) {
 		var all []lap
@@ -52,7 +75,7 @@ func (d *daemon) statsRound(want int) func(context.Context) ([]lap, error) {
 				continue
 			}
 			began, cpu := time.Now(), d.cpuTime()
-			n, err := l.ask(ctx, d.runtime)
+			answer, n, err := l.ask(ctx, d.runtime)
 			took, cpu := time.Since(began), d.cpuTime()-cpu
 			if status.Code(err) == codes.Unimplemented {
 				continue
@@ -63,6 +86,7 @@ func (d *daemon) statsRound(want int) func(context.Context) ([]lap, error) {
 			if n != want {
 				return nil, fmt.Errorf("%s has %d items instead of %d", l.name, n, want)
 			}
+			told[l.name] = values(answer.ProtoReflect())
 			if took > slowList {
 				slow[l.name]++
 			}
@@ -94,19 +118,23 @@ func measureStats(ctx context.Context, b *bench) error {
 	n := b.rounds(b.pods)
 	heading(fmt.Sprintf("CRI: statistics of %d one-container pods on the host network, ms", n))
 	var everybody []contender
+	told := map[string]map[string]int{} // by daemon and list
 	for _, d := range all {
 		if _, err := d.fill(ctx, onHost, n, nil); err != nil {
 			return err
 		}
-		everybody = append(everybody, contender{d.name, d.statsRound(n)})
+		told[d.name] = map[string]int{}
+		everybody = append(everybody, contender{d.name, d.statsRound(n, told[d.name])})
 	}
 	loop, err := inTurns(ctx, b.rounds(12), statsGap, everybody)
 	if err != nil {
 		return err
 	}
-	t := table{header: []string{"", "", "p50", "p99", "rounds"}}
+	t := table{header: []string{"", "", "p50", "p99", "values", "us a value, p50", "rounds"}}
 	for _, s := range loop {
-		t.add(s.contender, s.lap, ms(s.percentile(0.5)), ms(s.percentile(0.99)), fmt.Sprint(len(s.times)))
+		of := told[s.contender][strings.TrimSuffix(s.lap, lapDaemonCPU)]
+		each := fmt.Sprintf("%.2f", s.percentile(0.5).Seconds()*1e6/float64(max(of, 1)))
+		t.add(s.contender, s.lap, ms(s.percentile(0.5)), ms(s.percentile(0.99)), fmt.Sprint(of), each, fmt.Sprint(len(s.times)))
 	}
 	t.print()
 	for _, l := range statsLists {
