@@ -113,6 +113,7 @@ func (s *Server) GRPC() *grpc.Server {
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxSendMsgSize(maxSend),
 		grpc.WriteBufferSize(writeBuffer),
+		grpc.ForceServerCodecV2(newCodec()),
 	)
 	runtimev1.RegisterRuntimeServiceServer(g, &runtimeHandlers{Server: s})
 	runtimev1.RegisterImageServiceServer(g, &imageHandlers{Server: s})

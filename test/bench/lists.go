@@ -21,7 +21,7 @@ func measureLists(ctx context.Context, b *bench) error {
 		return err
 	}
 	heading("CRI: lists and statuses, until the client has the answer, ms")
-	t := table{header: []string{"", "containers", "request", "parallel", "p50", "p99", "bytes", "requests/s"}}
+	t := table{header: []string{"", "containers", "request", "parallel", "p50", "p99", "decoded p50", "decoded p99", "bytes", "requests/s"}}
 	var whole results // the 99th percentiles of each
 	for _, d := range all {
 		counts := []int{100}
@@ -34,7 +34,7 @@ func measureLists(ctx context.Context, b *bench) error {
 				return fmt.Errorf("%s: %w", d.name, err)
 			}
 			for _, row := range r.Rows {
-				t.add(d.name, fmt.Sprint(n), row.Request, fmt.Sprint(row.Parallel), ms(row.Answered.P50), ms(row.Answered.P99), fmt.Sprint(row.Bytes), fmt.Sprintf("%.0f", row.RequestsASecond))
+				t.add(d.name, fmt.Sprint(n), row.Request, fmt.Sprint(row.Parallel), ms(row.Answered.P50), ms(row.Answered.P99), ms(row.Decoded.P50), ms(row.Decoded.P99), fmt.Sprint(row.Bytes), fmt.Sprintf("%.0f", row.RequestsASecond))
 				if row.Request == lists.Whole && row.Parallel == 1 {
 					whole.add(d.name, lap{fmt.Sprint(n), row.Answered.P99})
 				}

@@ -1,0 +1,42 @@
+package cri
+
+import (
+	"bytes"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// What is encoded already is sent as it is, from where it is; everything else is encoded.
+func TestCodec(t *testing.T) {
+	container := &runtimev1.Container{Id: "c1", Labels: map[string]string{"a": "b"}}
+	whole, err := proto.Marshal(&runtimev1.ListContainersResponse{Containers: []*runtimev1.Container{container}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	encoded, both := &runtimev1.ListContainersResponse{}, &runtimev1.ListContainersResponse{Containers: []*runtimev1.Container{container}}
+	encoded.ProtoReflect().SetUnknown(whole)
+	both.ProtoReflect().SetUnknown(whole)
+	for _, test := range []struct {
+		name    string
+		message *runtimev1.ListContainersResponse
+		want    []byte
+		shared  bool
+	}{
+		{"nothing", &runtimev1.ListContainersResponse{}, nil, false},
+		{"a message", &runtimev1.ListContainersResponse{Containers: []*runtimev1.Container{container}}, whole, false},
+		{"encoded", encoded, whole, true},
+		{"a message and encoded", both, append(bytes.Clone(whole), whole...), false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := newCodec().Marshal(test.message)
+			if err != nil || !bytes.Equal(got.Materialize(), test.want) {
+				t.Errorf("%q, %v instead of %q", got.Materialize(), err, test.want)
+			}
+			if shared := len(test.want) > 0 && &got[0].ReadOnlyData()[0] == &whole[0]; shared != test.shared {
+				t.Errorf("shared: %t", shared)
+			}
+		})
+	}
+}
