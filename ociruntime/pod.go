@@ -96,19 +96,6 @@ func (p *Pod) namespace(kind string) (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/%d/ns/%s", p.Pid(), kind))
 }
 
-// start makes the pod's own pieces that live on the connection: /dev/shm and the shared pid namespace.
-func (p *Pod) start(ctx context.Context) error {
-	if !p.config.HostIPC {
-		if err := p.makeShm(ctx); err != nil {
-			return fmt.Errorf("make /dev/shm: %w", err)
-		}
-	}
-	if p.config.SharedPID {
-		return p.needReaper(ctx)
-	}
-	return nil
-}
-
 // needReaper makes the shared pid namespace for a container that asks for it, unless it is there.
 func (p *Pod) needReaper(ctx context.Context) error {
 	select {
@@ -252,8 +239,10 @@ func (p *Pod) Thaw() error {
 // removeGroup kills what pause left in its leaf and removes that, the scope around it and what is attached on the host.
 func (p *Pod) removeGroup(ctx context.Context) error {
 	if p.group != nil {
-		if err := p.group.Kill(ctx); err != nil {
-			return fmt.Errorf("kill what is left in the sandbox's cgroup: %w", err)
+		if empty, err := p.group.Empty(); err != nil || !empty { // it is, but for what somebody has put there
+			if err := p.group.Kill(ctx); err != nil {
+				return fmt.Errorf("kill what is left in the sandbox's cgroup: %w", err)
+			}
 		}
 		p.mu.Lock()
 		parents := p.parents

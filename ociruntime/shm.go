@@ -12,7 +12,18 @@ import (
 	"github.com/criserver/criserver/ociruntime/mount"
 )
 
+// makeShm makes the pod's /dev/shm, which it has with an ipc namespace of its own.
 func (p *Pod) makeShm(ctx context.Context) error {
+	if p.config.HostIPC {
+		return nil
+	}
+	if err := p.mountShm(ctx); err != nil {
+		return fmt.Errorf("make /dev/shm: %w", err)
+	}
+	return nil
+}
+
+func (p *Pod) mountShm(ctx context.Context) error {
 	size := p.config.ShmSize
 	if size == 0 {
 		size = defaultShmSize

@@ -20,7 +20,8 @@ import (
 
 const exitSlots = 128
 
-// StartPod starts a pause and makes the pod's namespaces. On error nothing is left.
+// StartPod starts a pause and makes the pod's namespaces. On error nothing is left. What pause does to be born and to make them,
+// and what criserver prepares meanwhile, go on side by side.
 func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error) {
 	p := r.newPod(c)
 	defer func() {
@@ -28,33 +29,55 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 			err = errors.Join(err, p.undo(context.WithoutCancel(ctx)))
 		}
 	}()
-	place := &cgroup.Placement{}
-	if r.config.Systemd == nil {
-		if err := p.makeGroup(c.CgroupParent); err != nil {
-			return nil, err
-		}
-		if place, err = p.group.Placement(); err != nil {
-			return nil, err
-		}
+	if r.config.Systemd != nil {
+		return p, p.startInScope(ctx)
+	}
+	if err := p.makeGroup(c.CgroupParent); err != nil {
+		return nil, err
+	}
+	place, err := p.group.Placement()
+	if err != nil {
+		return nil, err
 	}
 	defer func() { _ = place.Close() }()
-	if err := p.spawn(ctx, place.Dir); err != nil {
+	n, err := p.spawn(place.Dir)
+	if err != nil {
 		return nil, p.short(p.group, err)
 	}
-	if r.config.Systemd != nil {
-		if err := p.enterScope(ctx); err != nil {
-			return nil, err
-		}
-		inScope, err := p.group.PlacementByWrite()
-		if err != nil {
-			return nil, p.short(p.group, err)
-		}
-		place = inScope
+	booted := p.boot(ctx, n, place.Tasks)
+	if err := p.greet(ctx, n); err != nil {
+		return nil, p.short(p.group, errors.Join(err, <-booted))
 	}
-	if err := p.boot(ctx, place.Tasks); err != nil {
-		return nil, p.short(p.group, err)
+	return p, p.short(p.group, p.settle(ctx, booted))
+}
+
+// startInScope starts a pause where systemd starts it too: the scope is made around a process that is there.
+func (p *Pod) startInScope(ctx context.Context) error {
+	n, err := p.spawn(nil)
+	if err == nil {
+		err = p.greet(ctx, n)
 	}
-	return p, p.short(p.group, p.start(ctx))
+	if err != nil {
+		return err
+	}
+	if err := p.enterScope(ctx); err != nil {
+		return err
+	}
+	place, err := p.group.PlacementByWrite()
+	if err != nil {
+		return p.short(p.group, err)
+	}
+	defer func() { _ = place.Close() }()
+	return p.short(p.group, p.settle(ctx, p.boot(ctx, n, place.Tasks)))
+}
+
+// settle makes the pod's own pieces that live on the connection: /dev/shm and the shared pid namespace.
+func (p *Pod) settle(ctx context.Context, booted <-chan error) error {
+	err := p.makeShm(ctx)
+	if err = errors.Join(<-booted, err); err == nil && p.config.SharedPID {
+		err = p.needReaper(ctx)
+	}
+	return err
 }
 
 func (r *Runtime) newPod(c PodConfig) *Pod {
@@ -97,21 +120,14 @@ func (p *Pod) makeGroup(parent string) error {
 
 // createLeaf makes a leaf; what it has to make above is recorded before. The leaf may be there in spite of an error.
 func (p *Pod) createLeaf(parent, name string, res *specs.LinuxResources) (*cgroup.Group, error) {
-	missing, err := p.runtime.config.Cgroups.MissingParents(parent)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.addParents(missing); err != nil {
-		return nil, err
-	}
-	group, err := p.runtime.config.Cgroups.Create(parent, name, res)
+	group, err := p.runtime.config.Cgroups.Create(parent, name, res, p.addParents)
 	if err != nil {
 		if unmade, invalid := p.runtime.config.Cgroups.Open(parent, name); invalid == nil {
 			err = p.short(unmade, err)
 		}
 		return nil, err
 	}
-	return group, p.addParents(group.CreatedParents())
+	return group, nil
 }
 
 // enterScope has systemd make a delegated scope for the pod, around the pause that runs already, and a leaf for pause in
@@ -146,49 +162,65 @@ func (p *Pod) unscoped(err error) error {
 	return p.short(unmade, err)
 }
 
-// spawn forks the pause, in a cgroup2 directory if there is one, and connects to it.
-func (p *Pod) spawn(ctx context.Context, birthplace *os.File) error {
+// newborn is a pause that has not answered yet.
+type newborn struct {
+	conn  *pause.Conn
+	pid   int
+	pidfd *os.File
+}
+
+// spawn forks the pause, in a cgroup2 directory if there is one, and begins a connection to it.
+func (p *Pod) spawn(birthplace *os.File) (_ *newborn, err error) {
 	listener, err := listen(p.config.Dir)
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", p.path(socketName), err)
+		return nil, fmt.Errorf("listen on %s: %w", p.path(socketName), err)
 	}
 	defer listener.Close()
 	exits, err := p.createExits()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer exits.Close()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("socketpair: %w", err)
+		return nil, fmt.Errorf("socketpair: %w", err)
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "pause"), os.NewFile(uintptr(pair[1]), "pause")
+	defer theirs.Close() // so that the end of pause ends the connection
+	n := &newborn{}
+	if n.conn, err = pause.Begin(ours); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = n.conn.Close()
+		}
+	}()
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	if err != nil {
-		closeFiles([]*os.File{ours, theirs})
-		return err
+		return nil, err
 	}
 	defer null.Close()
-	pidfd, err := p.fork(birthplace, null, theirs, listener, exits)
-	_ = theirs.Close() // so that the end of pause ends the connection
-	if err != nil {
-		_ = ours.Close()
-		return fmt.Errorf("start pause: %w", err)
+	if n.pid, n.pidfd, err = p.fork(birthplace, null, theirs, listener, exits); err != nil {
+		return nil, fmt.Errorf("start pause: %w", err)
 	}
-	defer pidfd.Close()
-	conn, err := pause.NewConn(ctx, ours)
-	if err != nil {
-		_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead already
-		waitDead(pidfd)
+	return n, nil
+}
+
+// greet takes the answer of the new pause, which is the pod's from then on. One that does not answer is killed.
+func (p *Pod) greet(ctx context.Context, n *newborn) error {
+	defer n.pidfd.Close()
+	if err := n.conn.Greet(ctx); err != nil {
+		_ = unix.PidfdSendSignal(int(n.pidfd.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead already
+		waitDead(n.pidfd)
 		return err
 	}
-	p.conn = conn
+	p.conn = n.conn
 	go p.follow()
 	return nil
 }
 
-// fork returns a pidfd of the new pause.
-func (p *Pod) fork(birthplace, null, control, listener, exits *os.File) (*os.File, error) {
+func (p *Pod) fork(birthplace, null, control, listener, exits *os.File) (pid int, _ *os.File, err error) {
 	attr := syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{},
@@ -200,12 +232,11 @@ func (p *Pod) fork(birthplace, null, control, listener, exits *os.File) (*os.Fil
 	}
 	pidfd := -1
 	attr.Sys.PidFD = &pidfd
-	pid, err := p.runtime.nursery.fork([]string{"pause-" + p.config.ID}, attr)
-	if err != nil {
-		return nil, err
+	if pid, err = p.runtime.nursery.fork([]string{"pause-" + p.config.ID}, attr); err != nil {
+		return 0, nil, err
 	}
 	p.runtime.adjust(pid)
-	return os.NewFile(uintptr(pidfd), "pause"), nil
+	return pid, os.NewFile(uintptr(pidfd), "pause"), nil
 }
 
 // listen binds the pod's socket. Socket addresses are short, so the path goes by way of a descriptor.
@@ -250,8 +281,15 @@ func (p *Pod) createExits() (*os.File, error) {
 	return f, nil
 }
 
-// boot makes pause enter its cgroup, through these tasks files, and create the namespaces.
-func (p *Pod) boot(ctx context.Context, tasks []*os.File) (err error) {
+// boot makes pause enter its cgroup, through these tasks files, and create the namespaces. The channel gives one error or nil; until
+// then the files must stay open.
+func (p *Pod) boot(ctx context.Context, n *newborn, tasks []*os.File) <-chan error {
+	booted := make(chan error, 1)
+	go func() { booted <- p.runBoot(ctx, n, tasks) }()
+	return booted
+}
+
+func (p *Pod) runBoot(ctx context.Context, n *newborn, tasks []*os.File) (err error) {
 	files := slices.Clone(tasks)
 	b := compile.Boot{Unshare: unix.CLONE_NEWUTS, Hostname: p.config.Hostname, Sysctls: p.config.Sysctls}
 	for i := range files {
@@ -273,7 +311,7 @@ func (p *Pod) boot(ctx context.Context, tasks []*os.File) (err error) {
 		fd := program.FD(len(files))
 		b.UserNS, files = &fd, append(files, theirs)
 		mapped := make(chan error, 1)
-		go func() { mapped <- p.writeMappings(ours) }()
+		go func() { mapped <- p.writeMappings(ours, n.pid) }()
 		defer func() {
 			_ = unix.Shutdown(int(ours.Fd()), unix.SHUT_RDWR) // wakes it, which a close would not
 			if failed := <-mapped; err != nil {
@@ -291,7 +329,7 @@ func (p *Pod) boot(ctx context.Context, tasks []*os.File) (err error) {
 		return err
 	}
 	defer sealed.Close()
-	if err := p.conn.Boot(ctx, sealed, files); err != nil {
+	if err := n.conn.Boot(ctx, sealed, files); err != nil {
 		return fmt.Errorf("start pause: %w", explain(prog, err))
 	}
 	return nil
@@ -307,7 +345,7 @@ func syncPair() (ours, theirs *os.File, err error) {
 
 // writeMappings waits until pause has made its user namespace, maps it and tells pause to go on. Closing the
 // socket instead makes pause fail.
-func (p *Pod) writeMappings(sync *os.File) error {
+func (p *Pod) writeMappings(sync *os.File, pid int) error {
 	if n, err := unix.Read(int(sync.Fd()), make([]byte, 1)); err != nil || n == 0 { // 0: pause was not started
 		return err
 	}
@@ -316,7 +354,7 @@ func (p *Pod) writeMappings(sync *os.File) error {
 		for _, m := range maps {
 			fmt.Fprintf(&lines, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
 		}
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", p.Pid(), name), []byte(lines.String()), 0); err != nil {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, name), []byte(lines.String()), 0); err != nil {
 			_ = unix.Shutdown(int(sync.Fd()), unix.SHUT_RDWR)
 			return fmt.Errorf("write the id mapping of the pod: %w", err)
 		}

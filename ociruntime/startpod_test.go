@@ -27,16 +27,18 @@ func TestBootOfDeadPause(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := p.spawn(testContext(t), nil); err != nil {
+	n, err := p.spawn(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.greet(testContext(t), n); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.PidfdSendSignal(int(p.conn.PidFD().Fd()), unix.SIGKILL, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- p.boot(testContext(t), nil) }()
 	select {
-	case err := <-done:
+	case err := <-p.boot(testContext(t), n, nil):
 		if err == nil {
 			t.Error("a dead pause was started")
 		}

@@ -147,7 +147,11 @@ func TestSystemdLeavesNoScope(t *testing.T) {
 	}
 	spawn := func(t *testing.T, l *life) error {
 		l.p = f.runtime.newPod(l.config)
-		return l.p.spawn(testContext(t), nil)
+		n, err := l.p.spawn(nil)
+		if err != nil {
+			return err
+		}
+		return l.p.greet(testContext(t), n)
 	}
 	enter := func(t *testing.T, l *life) error { return l.p.enterScope(testContext(t)) }
 	kill := func(_ *testing.T, l *life) error {

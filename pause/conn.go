@@ -62,15 +62,23 @@ func (p packet) close() {
 // Dial connects to the socket that a pause listens on and says hello.
 func Dial(ctx context.Context, path string) (*Conn, error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "unixpacket", path)
+	sock, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
 		return nil, err
 	}
-	return handshake(ctx, c.(*net.UnixConn))
+	c, err := hello(sock.(*net.UnixConn))
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Greet(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
-// NewConn takes over f, one end of a SOCK_SEQPACKET pair whose other end is a pause's FDControl, and says hello.
-func NewConn(ctx context.Context, f *os.File) (*Conn, error) {
+// Begin takes over f, one end of a SOCK_SEQPACKET pair whose other end is a pause's FDControl, and says hello. Requests can be
+// sent at once, also to a pause that is still being born; before the first Next the answer must be taken by Greet.
+func Begin(f *os.File) (*Conn, error) {
 	c, err := net.FileConn(f)
 	_ = f.Close()
 	if err != nil {
@@ -81,27 +89,33 @@ func NewConn(ctx context.Context, f *os.File) (*Conn, error) {
 		_ = c.Close()
 		return nil, fmt.Errorf("control socket of pause is a %T", c)
 	}
-	return handshake(ctx, sock)
+	return hello(sock)
 }
 
-// handshake reads the answer to HELLO by itself, because nobody calls Next yet.
-func handshake(ctx context.Context, sock *net.UnixConn) (*Conn, error) {
+func hello(sock *net.UnixConn) (*Conn, error) {
 	c := &Conn{sock: sock, write: make(chan struct{}, 1), nextID: 1, waiting: make(map[uint32]*call)}
 	c.write <- struct{}{}
-	stop := context.AfterFunc(ctx, func() { _ = sock.Close() })
-	defer stop()
-	err := c.greet()
-	if err != nil {
+	if _, err := sock.Write(encode(msgHello, 0, helloBody{Min: 1, Max: protocolVersion})); err != nil {
 		_ = sock.Close()
-		return nil, errors.Join(fmt.Errorf("greet pause: %w", err), ctx.Err())
+		return nil, fmt.Errorf("greet pause: %w", err)
 	}
 	return c, nil
 }
 
-func (c *Conn) greet() error {
-	if _, err := c.sock.Write(encode(msgHello, 0, helloBody{Min: 1, Max: protocolVersion})); err != nil {
-		return err
+// Greet waits for what pause says of itself. An error ends the connection, and the requests that wait for it.
+func (c *Conn) Greet(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.sock.Close() })
+	defer stop()
+	err := c.greet()
+	if err != nil {
+		_ = c.sock.Close()
+		err = errors.Join(fmt.Errorf("greet pause: %w", err), ctx.Err())
+		c.end(err)
 	}
+	return err
+}
+
+func (c *Conn) greet() error {
 	for {
 		p, err := c.receive()
 		if err != nil {
@@ -136,10 +150,10 @@ func (c *Conn) welcome(p packet) error {
 	return nil
 }
 
-// Hello returns what pause said when the connection began.
+// Hello returns what pause said when it was greeted.
 func (c *Conn) Hello() Hello { return c.hello }
 
-// PidFD is a pidfd of pause; it belongs to c.
+// PidFD is a pidfd of pause, once it was greeted; it belongs to c.
 func (c *Conn) PidFD() *os.File { return c.pidfd }
 
 // Close ends the connection; pause and its containers go on.

@@ -230,7 +230,7 @@ func lie(t *testing.T, packets []byte) {
 	defer func() { _ = unix.Close(pair[1]) }()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	conn, err := pause.NewConn(ctx, os.NewFile(uintptr(pair[0]), "control"))
+	conn, err := newConn(ctx, os.NewFile(uintptr(pair[0]), "control"))
 	if err != nil {
 		return
 	}

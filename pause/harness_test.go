@@ -83,12 +83,24 @@ type pod struct {
 func startPause(t testing.TB, binary string) *pod {
 	t.Helper()
 	p, ours := spawn(t, binary, nil)
-	conn, err := pause.NewConn(deadline(t), ours)
+	conn, err := newConn(deadline(t), ours)
 	if err != nil {
 		t.Fatalf("greet pause: %v\n%s", err, p.stderr)
 	}
 	p.follow(conn)
 	return p
+}
+
+// newConn says hello and waits for the answer.
+func newConn(ctx context.Context, f *os.File) (*pause.Conn, error) {
+	c, err := pause.Begin(f)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Greet(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // spawn starts a pause, which may be told to go on from a state, and returns the control socket.

@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/criserver/criserver/pause"
 )
 
 // stateRecord is a record of src/state.h.
@@ -47,7 +45,7 @@ func TestStateOfNeighbours(t *testing.T) {
 			stateRecord(5, taskName("kept"), int32(2)),
 			stateRecord(0))
 		p, ours := spawn(t, binary, state)
-		conn, err := pause.NewConn(deadline(t), ours)
+		conn, err := newConn(deadline(t), ours)
 		must(t, err)
 		p.follow(conn)
 		l, err := conn.List(deadline(t))

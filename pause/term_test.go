@@ -180,7 +180,7 @@ func TestTermIsForgotten(t *testing.T) {
 				since := uint64(now.Nano() - row.seconds*1e9)
 				pod := []any{int32(3), uint32(0), uint32(0), uint32(0), uint32(0), uint32(1), uint64(1000), since}
 				p, ours := spawn(t, binary, stateFile(t, stateHead, stateRecord(1, pod...), stateRecord(0)))
-				conn, err := pause.NewConn(deadline(t), ours)
+				conn, err := newConn(deadline(t), ours)
 				if row.ends {
 					if err == nil {
 						p.follow(conn)

@@ -30,7 +30,7 @@ func BenchmarkCreatePlacementDelete(b *testing.B) {
 			hs := host(b)
 			pod := create(b, hs, nil) // keeps the parent
 			for b.Loop() {
-				g, err := hs.Create(above(pod.Path()), "bench", c.res)
+				g, err := hs.Create(above(pod.Path()), "bench", c.res, nil)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -27,7 +27,7 @@ func TestKillInFrozenPod(t *testing.T) {
 	modes(t, func(t *testing.T, hs *Hierarchies) {
 		for _, h := range hs.freezers() {
 			parent := testParent(t, hs)
-			g, err := hs.Create(parent+"/pod", "leaf", nil)
+			g, err := hs.Create(parent+"/pod", "leaf", nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -55,7 +55,7 @@ func TestKillFrozenAbovePod(t *testing.T) {
 	hs := pureV1(t)
 	h := hs.byController["freezer"]
 	parent := testParent(t, hs)
-	g, err := hs.Create(parent+"/pod", "leaf", nil)
+	g, err := hs.Create(parent+"/pod", "leaf", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,14 +23,17 @@ type Group struct {
 // Create makes the leaf name below parent in every hierarchy and sets its limits, before any process is there.
 // parent is a cgroup path ("/kubepods/burstable/podX"; "" and "/" are the root); what is missing of it is made.
 // res may be nil. On error everything that was made is removed again. An existing leaf is an error (fs.ErrExist).
-func (hs *Hierarchies) Create(parent, name string, res *specs.LinuxResources) (*Group, error) {
+//
+// announce is told the absolute directories above the leaf that are missing, outermost first, before they are made: who wants
+// them gone, even if it is killed meanwhile, records them there. It may be nil.
+func (hs *Hierarchies) Create(parent, name string, res *specs.LinuxResources, announce func(dirs []string) error) (*Group, error) {
 	g, err := hs.Open(parent, name)
 	if err != nil {
 		return nil, err
 	}
 	var made []*hierarchy
 	for _, h := range hs.all {
-		if err = g.makeLeaf(h, path.Dir(g.path), res); err != nil {
+		if err = g.makeLeaf(h, res, announce); err != nil {
 			break
 		}
 		made = append(made, h)
@@ -123,25 +126,17 @@ func (g *Group) own() []*hierarchy {
 	return g.hs.all
 }
 
-// MissingParents lists the absolute directories that Create below parent would have to make now, outermost first: who
-// wants them gone, even if it is killed while Create makes them, records them before.
-func (hs *Hierarchies) MissingParents(parent string) ([]string, error) {
-	dir, err := cleanParent(parent)
-	if err != nil {
-		return nil, err
-	}
+// missingParents lists the directories above g that are not there in h, relative to the root, outermost first.
+func (g *Group) missingParents(h *hierarchy) []string {
 	var missing []string
-	for _, h := range hs.all {
-		for i := range len(dir) + 1 {
-			if i == 0 || i < len(dir) && dir[i] != '/' {
-				continue
-			}
-			if err := unix.Faccessat(h.root, dir[:i], unix.F_OK, 0); errors.Is(err, fs.ErrNotExist) {
-				missing = append(missing, h.abs(dir[:i]))
-			}
+	for dir := above(g.path); dir != ""; dir = above(dir) {
+		if err := unix.Faccessat(h.root, dir, unix.F_OK, 0); !errors.Is(err, fs.ErrNotExist) {
+			break
 		}
+		missing = append(missing, dir)
 	}
-	return missing, nil
+	slices.Reverse(missing)
+	return missing
 }
 
 // Exists says whether a cgroup path is there in any hierarchy.
@@ -151,17 +146,14 @@ func (hs *Hierarchies) Exists(dir string) bool {
 	})
 }
 
-// makeLeaf makes g's directory in h, and parent if it is missing.
-func (g *Group) makeLeaf(h *hierarchy, parent string, res *specs.LinuxResources) error {
+// makeLeaf makes g's directory in h, and those above if they are missing.
+func (g *Group) makeLeaf(h *hierarchy, res *specs.LinuxResources, announce func([]string) error) error {
 	err := mkdir(h, g.path)
 	for range 3 { // another leaf's Delete may take the parent away at the same time
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
-		var made []string
-		made, err = makeParents(h, parent)
-		g.created = append(g.created, made...)
-		if err == nil {
+		if err = g.makeParents(announce); err == nil {
 			err = mkdir(h, g.path)
 		}
 	}
@@ -174,25 +166,36 @@ func (g *Group) makeLeaf(h *hierarchy, parent string, res *specs.LinuxResources)
 	return nil
 }
 
-func mkdir(h *hierarchy, dir string) error {
-	return unix.Mkdirat(h.root, dir, 0o755)
-}
-
-// makeParents is mkdir -p; it returns the absolute directories that it made, outermost first.
-func makeParents(h *hierarchy, dir string) ([]string, error) {
-	var made []string
-	for i := range len(dir) + 1 {
-		if i < len(dir) && dir[i] != '/' {
-			continue
-		}
-		switch err := mkdir(h, dir[:i]); {
-		case err == nil:
-			made = append(made, h.abs(dir[:i]))
-		case !errors.Is(err, fs.ErrExist):
-			return made, err
+// makeParents makes what is missing above g, in all hierarchies, so that announce is told of all of it at once.
+func (g *Group) makeParents(announce func([]string) error) error {
+	var told []string
+	missing := make([][]string, len(g.hs.all))
+	for i, h := range g.hs.all {
+		missing[i] = g.missingParents(h)
+		for _, dir := range missing[i] {
+			told = append(told, h.abs(dir))
 		}
 	}
-	return made, nil
+	if announce != nil && len(told) > 0 {
+		if err := announce(told); err != nil {
+			return err
+		}
+	}
+	for i, h := range g.hs.all {
+		for _, dir := range missing[i] {
+			err := mkdir(h, dir)
+			if err == nil {
+				g.created = append(g.created, h.abs(dir))
+			} else if !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func mkdir(h *hierarchy, dir string) error {
+	return unix.Mkdirat(h.root, dir, 0o755)
 }
 
 // cleanParent checks a cgroup path and gives it relative to the roots.

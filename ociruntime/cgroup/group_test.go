@@ -103,7 +103,7 @@ func removeAll(dir string) []string {
 
 func create(t testing.TB, hs *Hierarchies, res *specs.LinuxResources) *Group {
 	t.Helper()
-	g, err := hs.Create(testParent(t, hs)+"/pod", "leaf", res)
+	g, err := hs.Create(testParent(t, hs)+"/pod", "leaf", res, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,21 +263,23 @@ func TestSubIsKilledAlone(t *testing.T) {
 func TestDeleteTakesChildrenAndOwnParents(t *testing.T) {
 	modes(t, func(t *testing.T, hs *Hierarchies) {
 		parent := testParent(t, hs)
-		missing, err := hs.MissingParents(parent + "/pod")
-		if err != nil {
-			t.Fatal(err)
-		}
-		a, err := hs.Create(parent+"/pod", "a", nil)
+		var missing []string
+		a, err := hs.Create(parent+"/pod", "a", nil, func(dirs []string) error {
+			missing = append(missing, dirs...)
+			for _, dir := range dirs {
+				if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("%s was announced when it was there: %v", dir, err)
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(missing, a.CreatedParents()) {
 			t.Errorf("missing were %v, made were %v", missing, a.CreatedParents())
 		}
-		if missing, err := hs.MissingParents(parent + "/pod"); err != nil || len(missing) != 0 {
-			t.Errorf("missing after that: %v, %v", missing, err)
-		}
-		b, err := hs.Create(parent+"/pod", "b", nil)
+		b, err := hs.Create(parent+"/pod", "b", nil, func(dirs []string) error { return fmt.Errorf("nothing is missing: %v", dirs) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -373,7 +375,7 @@ func TestCreateRefusesAndUndoes(t *testing.T) {
 			if c.name == "unified" && hs.Mode() != V1 {
 				c.want = "controller nosuch is not in the cgroup2 hierarchy"
 			}
-			g, err := hs.Create(c.parent, c.leaf, c.res)
+			g, err := hs.Create(c.parent, c.leaf, c.res, nil)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s: Create = %v, want %q", c.name, err, c.want)
 			}
@@ -388,7 +390,7 @@ func TestCreateOfExistingLeaf(t *testing.T) {
 	hs := host(t)
 	g := create(t, hs, nil)
 	start(t, g, "exec sleep 60")
-	_, err := hs.Create(filepath.Dir(g.Path()), "leaf", nil)
+	_, err := hs.Create(filepath.Dir(g.Path()), "leaf", nil, nil)
 	if !errors.Is(err, fs.ErrExist) {
 		t.Errorf("Create = %v", err)
 	}

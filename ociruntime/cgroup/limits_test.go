@@ -128,7 +128,7 @@ func TestMissingControllerIsAnError(t *testing.T) {
 		"set pids limit: no pids controller is mounted":       {Pids: &specs.LinuxPids{Limit: ptr(int64(5))}},
 		"set hugetlb limit: no hugetlb controller is mounted": {HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1 << 21}}},
 	} {
-		if _, err := hs.Create(parent, "x", res); err == nil || !strings.HasSuffix(err.Error(), want) {
+		if _, err := hs.Create(parent, "x", res, nil); err == nil || !strings.HasSuffix(err.Error(), want) {
 			t.Errorf("Create = %v, want %q", err, want)
 		}
 	}
@@ -343,7 +343,7 @@ func TestControllersThatCannotBeHad(t *testing.T) {
 		"enable controller memory in ":   {Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 20))}},
 		"enable controller nonesuch in ": {Unified: map[string]string{"nonesuch.max": "1"}},
 	} {
-		if _, err := hs.Create(testParent(t, hs), "leaf", res); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := hs.Create(testParent(t, hs), "leaf", res, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want one with %q", err, want)
 		}
 	}

@@ -166,16 +166,16 @@ func TestLeafBesideProcesses(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = all.Close() })
 	parent := testParent(t, all)
-	scope, err := all.Create(parent, "scope", nil)
+	scope, err := all.Create(parent, "scope", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := start(t, scope, "exec sleep 60")
-	leaf, err := all.Create(scope.Path(), "pause", nil)
+	leaf, err := all.Create(scope.Path(), "pause", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = all.Create(scope.Path(), "container", &specs.LinuxResources{})
+	_, err = all.Create(scope.Path(), "container", &specs.LinuxResources{}, nil)
 	if err == nil || !strings.Contains(err.Error(), "enable controllers ") {
 		t.Errorf("Create with limits = %v", err)
 	}
@@ -187,7 +187,7 @@ func TestLeafBesideProcesses(t *testing.T) {
 	if _, err := fmt.Fprint(p.Tasks[0], cmd.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
-	container, err := all.Create(scope.Path(), "container", &specs.LinuxResources{})
+	container, err := all.Create(scope.Path(), "container", &specs.LinuxResources{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
