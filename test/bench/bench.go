@@ -82,7 +82,7 @@ func newBench(o options) (_ *bench, err error) {
 		return nil, err
 	}
 	b.parent = "/" + filepath.Base(b.dir)
-	for _, p := range []*string{&b.runc, &b.containerd, &b.crio, &b.conmon, &b.pinns} {
+	for _, p := range []*string{&b.runc, &b.containerd, &b.crio, &b.conmon, &b.pinns, &b.beside} {
 		if path, err := exec.LookPath(*p); err == nil { // one that is missing is told later
 			if *p, err = filepath.Abs(path); err != nil {
 				return nil, err

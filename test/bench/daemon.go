@@ -30,6 +30,9 @@ type daemon struct {
 	images  cri.ImageServiceClient
 }
 
+// peerOther is another build of criserver.
+const peerOther = "other"
+
 // daemonBound is how long a daemon may take to start or to stop.
 const daemonBound = 30 * time.Second
 
@@ -39,7 +42,7 @@ func (b *bench) daemons(ctx context.Context) ([]*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	first, err := b.startCriserver(ctx, m)
+	first, err := b.startCriserver(ctx, ours, b.criserver, m)
 	if err != nil {
 		return nil, err
 	}
@@ -66,22 +69,25 @@ type peerDaemon struct {
 }
 
 func (b *bench) peerDaemons() []peerDaemon {
-	return []peerDaemon{{peerContainerd, b.containerd, b.startContainerd}, {peerCRIO, b.crio, b.startCRIO}}
+	return []peerDaemon{{peerOther, b.beside, func(ctx context.Context, m *image) (*daemon, error) {
+		return b.startCriserver(ctx, peerOther, b.beside, m)
+	}},
+		{peerContainerd, b.containerd, b.startContainerd}, {peerCRIO, b.crio, b.startCRIO}}
 }
 
 // startCriserver starts ours and lets it pull the image.
-func (b *bench) startCriserver(ctx context.Context, m *image) (*daemon, error) {
+func (b *bench) startCriserver(ctx context.Context, name, path string, m *image) (*daemon, error) {
 	ref, err := m.serve(b)
 	if err != nil {
 		return nil, err
 	}
-	d, err := b.newDaemon(ours, ref)
+	d, err := b.newDaemon(name, ref)
 	if err != nil {
 		return nil, err
 	}
 	args := []string{"serve", "--address", "unix://" + d.path("sock"), "--root", d.path("root"), "--state", d.path("state"),
 		"--cni-conf-dir", d.path("cni"), "--cni-bin-dir", b.plugins}
-	if err := b.startDaemon(ctx, d, exec.Command(b.criserver, args...)); err != nil {
+	if err := b.startDaemon(ctx, d, exec.Command(path, args...)); err != nil {
 		return nil, err
 	}
 	_, err = d.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
@@ -98,6 +104,10 @@ func (b *bench) newDaemon(name, image string) (*daemon, error) {
 		if err := os.Mkdir(d.path(name), 0o755); err != nil {
 			return nil, err
 		}
+	}
+	// A kubelet makes the cgroup that all pods are in before the first of them, and it stays.
+	if _, err := b.cgroups.Create(b.parent, name, nil, nil); err != nil {
+		return nil, err
 	}
 	// Runtime state is in memory on every node, below /run.
 	if err := unix.Mount("tmpfs", d.path("state"), "tmpfs", 0, "mode=755"); err != nil {

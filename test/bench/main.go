@@ -37,6 +37,7 @@ type options struct {
 	pinns      string
 	plugins    string
 	criserver  string
+	beside     string
 	pause      string
 	pods       int
 	verbose    bool
@@ -57,6 +58,7 @@ func main() {
 	flag.StringVar(&o.pinns, "pinns", "pinns", "pinns of CRI-O, on PATH or with a path")
 	flag.StringVar(&o.plugins, "plugins", "bin/cni", "directory of the CNI plugins that all daemons run")
 	flag.StringVar(&o.criserver, "criserver", "bin/criserver", "criserver")
+	flag.StringVar(&o.beside, "beside", "", "another build of criserver, with its pause beside it, that is measured as a peer")
 	flag.StringVar(&o.pause, "pause", "bin/pause", "pause")
 	flag.IntVar(&o.pods, "pods", 100, "pods of which statistics are measured")
 	flag.BoolVar(&o.verbose, "v", false, "show what daemons say on standard error")
