@@ -168,8 +168,12 @@ func takeOne(kept map[string][]*os.File, name string) *os.File {
 	return files[0]
 }
 
-// CleanPod kills and removes what is left of a pod whose pause is gone: its leaf and those of its containers.
+// CleanPod kills and removes what is left of a pod whose pause is gone: its leaf and those of its containers. It waits for what
+// Stop does in the background.
 func (r *Runtime) CleanPod(ctx context.Context, c PodConfig, containerIDs []string) error {
+	if err := r.endings.wait(ctx, c.ID); err != nil {
+		return err
+	}
 	p := r.newPod(c)
 	if err := p.openGroup(); err != nil {
 		return err
@@ -185,7 +189,7 @@ func (r *Runtime) CleanPod(ctx context.Context, c PodConfig, containerIDs []stri
 		}
 		errs = append(errs, p.cleanBundle(ctx, id))
 	}
-	return errors.Join(append(errs, p.removeGroup(ctx))...)
+	return errors.Join(append(errs, p.killRest(ctx), p.removeGroup(ctx))...)
 }
 
 // CleanContainer kills and removes the leaf of a container that the pod does not know.

@@ -207,7 +207,8 @@ func waitDead(pidfd *os.File) {
 	_ = unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED, nil) // ECHILD after a restart: init reaps
 }
 
-// Stop kills pause, with it everything that is left of the pod, and removes pause's cgroup leaf. It may be repeated.
+// Stop kills pause, with it everything that is left of the pod. It may be repeated. What is empty then, pause's cgroup leaf, goes in
+// the background; CleanPod and Runtime.Close wait for that.
 func (p *Pod) Stop(ctx context.Context) error {
 	if err := p.Thaw(); err != nil {
 		return err
@@ -221,10 +222,22 @@ func (p *Pod) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the end of pause %d: %w", p.Pid(), ctx.Err())
 	}
-	if err := p.removeGroup(ctx); err != nil {
+	if err := p.killRest(ctx); err != nil {
 		return err
 	}
-	p.release()
+	if p.scope != nil { // systemd forgets it only when it is told
+		if err := p.removeGroup(ctx); err != nil {
+			return err
+		}
+		p.release()
+		return nil
+	}
+	p.runtime.endings.begin(p.config.ID, func() {
+		p.release()
+		if err := p.removeGroup(context.WithoutCancel(ctx)); err != nil { // CleanPod tries again
+			p.runtime.config.Log.Warn("cannot remove what is left of a stopped pod", "pod", p.config.ID, "error", err)
+		}
+	})
 	return nil
 }
 
@@ -236,14 +249,23 @@ func (p *Pod) Thaw() error {
 	return p.group.Thaw()
 }
 
-// removeGroup kills what pause left in its leaf and removes that, the scope around it and what is attached on the host.
+// killRest kills what pause left in its leaf.
+func (p *Pod) killRest(ctx context.Context) error {
+	if p.group == nil {
+		return nil
+	}
+	if empty, err := p.group.Empty(); err == nil && empty {
+		return nil
+	}
+	if err := p.group.Kill(ctx); err != nil {
+		return fmt.Errorf("kill what is left in the sandbox's cgroup: %w", err)
+	}
+	return nil
+}
+
+// removeGroup removes pause's leaf, which is empty, the scope around it and what is attached on the host.
 func (p *Pod) removeGroup(ctx context.Context) error {
 	if p.group != nil {
-		if empty, err := p.group.Empty(); err != nil || !empty { // it is, but for what somebody has put there
-			if err := p.group.Kill(ctx); err != nil {
-				return fmt.Errorf("kill what is left in the sandbox's cgroup: %w", err)
-			}
-		}
 		p.mu.Lock()
 		parents := p.parents
 		p.mu.Unlock()

@@ -42,6 +42,7 @@ type Runtime struct {
 	own      inheritance
 	foreign  *mount.Foreign
 	lastTask atomic.Uint64
+	endings  endings
 
 	sourceBound time.Duration // tests have less patience
 }
@@ -79,8 +80,9 @@ func New(c Config) (*Runtime, error) {
 	return r, nil
 }
 
-// Close ends the thread that pauses are born from. Pods and containers go on.
+// Close ends the thread that pauses are born from. Pods and containers go on. What is left of stopped pods is gone then.
 func (r *Runtime) Close() error {
+	r.endings.all.Wait()
 	r.nursery.close()
 	return r.foreign.Close()
 }

@@ -104,6 +104,7 @@ func newFixtureOn(t testing.TB, hierarchies *cgroup.Hierarchies) *fixture {
 
 // removeParent removes the test's cgroup parent from every hierarchy; a leaf that is left makes the test fail.
 func (f *fixture) removeParent(t testing.TB, hs *cgroup.Hierarchies) {
+	f.runtime.endings.all.Wait()
 	for _, h := range hs.List() {
 		if err := unix.Rmdir(h.MountPoint + f.parent); err != nil && err != unix.ENOENT {
 			t.Errorf("remove %s%s: %v", h.MountPoint, f.parent, err)

@@ -92,7 +92,7 @@ func (p *Pod) undo(ctx context.Context) error {
 	var err error
 	switch {
 	case p.conn != nil:
-		err = p.Stop(ctx)
+		err = errors.Join(p.Stop(ctx), p.runtime.endings.wait(ctx, p.config.ID))
 	case p.group != nil:
 		err = errors.Join(p.group.Kill(ctx), p.group.Delete(ctx, p.parents...))
 	}

@@ -88,6 +88,8 @@ void request_serve(struct request *r, int err)
 		reply(r->from, MSG_OK, "", 0, 0);
 	else if (err != ANSWERED)
 		reply_failed(r->from, FAIL_REQUEST, 0, -err);
+	if (err == 0 && r->type == MSG_BOOT)
+		(void)writer_start(); /* so that the first container need not wait; it asks again */
 }
 
 static int list_task(const struct task *t)
