@@ -48,7 +48,7 @@ func (r *Runtime) AdoptPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	return p, nil
 }
 
-// openGroup finds the cgroups that makeGroup and enterScope made in an earlier life.
+// openGroup finds the cgroups that beginGroup, completeGroup and enterScope made in an earlier life.
 func (p *Pod) openGroup() (err error) {
 	p.parent = p.config.CgroupParent
 	if p.scope = p.findScope(); p.scope != nil {

@@ -1,6 +1,7 @@
 package ociruntime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,23 +33,42 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 	if r.config.Systemd != nil {
 		return p, p.startInScope(ctx)
 	}
-	if err := p.makeGroup(c.CgroupParent); err != nil {
-		return nil, err
-	}
-	place, err := p.group.Placement()
+	n, place, err := p.bear(c.CgroupParent)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = place.Close() }()
-	n, err := p.spawn(place.Dir)
-	if err != nil {
-		return nil, p.short(p.group, err)
-	}
 	booted := p.boot(ctx, n, place.Tasks)
 	if err := p.greet(ctx, n); err != nil {
 		return nil, p.short(p.group, errors.Join(err, <-booted))
 	}
 	return p, p.short(p.group, p.settle(ctx, booted))
+}
+
+// bear forks pause in its cgroup2 directory, if there is one, and makes the rest of its leaf meanwhile.
+func (p *Pod) bear(parent string) (n *newborn, place *cgroup.Placement, err error) {
+	dir, err := p.beginGroup(parent)
+	if err != nil {
+		return nil, nil, err
+	}
+	born := make(chan error, 1)
+	go func() {
+		var err error
+		n, err = p.spawn(dir)
+		_ = dir.Close() // nil: there is none
+		born <- p.short(p.group, err)
+	}()
+	place, err = p.completeGroup()
+	if err = errors.Join(<-born, err); err == nil {
+		return n, place, nil
+	}
+	if n != nil {
+		n.kill()
+	}
+	if place != nil {
+		_ = place.Close()
+	}
+	return nil, nil, err
 }
 
 // startInScope starts a pause where systemd starts it too: the scope is made around a process that is there.
@@ -102,32 +122,40 @@ func (p *Pod) undo(ctx context.Context) error {
 	return err
 }
 
-// makeGroup makes pause's leaf; parent is where the pod's containers get theirs. It has no limits and a normal weight: logs,
-// execs and stops of a pod that wants more CPU than it gets wait for pause.
-func (p *Pod) makeGroup(parent string) error {
+// beginGroup makes the part of pause's leaf that it can be born in; parent is where the pod's containers get theirs. The leaf has no
+// limits and a normal weight: logs, execs and stops of a pod that wants more CPU than it gets wait for pause.
+func (p *Pod) beginGroup(parent string) (dir *os.File, err error) {
 	p.parent = parent
-	own := parent
-	if p.runtime.config.PauseParent != "" {
-		own = p.runtime.config.PauseParent
+	own := cmp.Or(p.runtime.config.PauseParent, parent)
+	if p.group, dir, err = p.runtime.config.Cgroups.Begin(own, p.config.ID, p.addParents); err != nil {
+		return nil, fmt.Errorf("create the sandbox's cgroup: %w", p.unmade(own, p.config.ID, err))
 	}
-	group, err := p.createLeaf(own, p.config.ID, nil)
-	p.group = group
-	if err != nil {
-		return fmt.Errorf("create the sandbox's cgroup: %w", err)
+	return dir, nil
+}
+
+// completeGroup makes the rest of the leaf, and opens what pause gets into it by.
+func (p *Pod) completeGroup() (*cgroup.Placement, error) {
+	if err := p.group.Complete(p.addParents); err != nil {
+		return nil, fmt.Errorf("create the sandbox's cgroup: %w", p.short(p.group, err))
 	}
-	return nil
+	return p.group.Placement()
 }
 
 // createLeaf makes a leaf; what it has to make above is recorded before. The leaf may be there in spite of an error.
 func (p *Pod) createLeaf(parent, name string, res *specs.LinuxResources) (*cgroup.Group, error) {
 	group, err := p.runtime.config.Cgroups.Create(parent, name, res, p.addParents)
 	if err != nil {
-		if unmade, invalid := p.runtime.config.Cgroups.Open(parent, name); invalid == nil {
-			err = p.short(unmade, err)
-		}
-		return nil, err
+		return nil, p.unmade(parent, name, err)
 	}
 	return group, nil
+}
+
+// unmade adds to the error of a leaf that could not be made which limit was in the way.
+func (p *Pod) unmade(parent, name string, err error) error {
+	if g, invalid := p.runtime.config.Cgroups.Open(parent, name); invalid == nil {
+		err = p.short(g, err)
+	}
+	return err
 }
 
 // enterScope has systemd make a delegated scope for the pod, around the pause that runs already, and a leaf for pause in
@@ -146,7 +174,11 @@ func (p *Pod) enterScope(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.makeGroup(scope.Path())
+	p.parent = scope.Path()
+	if p.group, err = p.createLeaf(p.parent, p.config.ID, nil); err != nil {
+		return fmt.Errorf("create the sandbox's cgroup: %w", err)
+	}
+	return nil
 }
 
 // unscoped adds to the error of a scope that did not start which limit was in the way.
@@ -207,14 +239,20 @@ func (p *Pod) spawn(birthplace *os.File) (_ *newborn, err error) {
 	return n, nil
 }
 
+// kill ends a pause that is not a pod's.
+func (n *newborn) kill() {
+	_ = unix.PidfdSendSignal(int(n.pidfd.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead already
+	waitDead(n.pidfd)
+	_ = errors.Join(n.pidfd.Close(), n.conn.Close()) // nobody uses them any more
+}
+
 // greet takes the answer of the new pause, which is the pod's from then on. One that does not answer is killed.
 func (p *Pod) greet(ctx context.Context, n *newborn) error {
-	defer n.pidfd.Close()
 	if err := n.conn.Greet(ctx); err != nil {
-		_ = unix.PidfdSendSignal(int(n.pidfd.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead already
-		waitDead(n.pidfd)
+		n.kill()
 		return err
 	}
+	_ = n.pidfd.Close()
 	p.conn = n.conn
 	go p.follow()
 	return nil

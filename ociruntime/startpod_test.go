@@ -19,9 +19,11 @@ func TestBootOfDeadPause(t *testing.T) {
 	f := newFixture(t)
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 	p := f.runtime.newPod(PodConfig{ID: randomID(), Dir: t.TempDir(), HostNetwork: true, CgroupParent: f.parent, UserNS: &IDMap{UIDs: ids, GIDs: ids}})
-	if err := p.makeGroup(f.parent); err != nil {
+	dir, err := p.beginGroup(f.parent)
+	if err != nil {
 		t.Fatal(err)
 	}
+	_ = dir.Close() // nil: there is none
 	t.Cleanup(func() {
 		if err := p.undo(context.Background()); err != nil {
 			t.Error(err)

@@ -4,20 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/ociruntime/kernel"
 )
 
 // A Group is one leaf: the same path in every hierarchy, or, made by Sub, the leaf of one exec below it.
 type Group struct {
 	hs      *Hierarchies
-	path    string   // relative to the roots
-	exec    string   // of an exec leaf: its directory below path, in hs.watch only; else ""
-	created []string // see CreatedParents
+	path    string       // relative to the roots
+	exec    string       // of an exec leaf: its directory below path, in hs.watch only; else ""
+	created []string     // see CreatedParents
+	made    []*hierarchy // by Begin and Complete
 }
 
 // Create makes the leaf name below parent in every hierarchy and sets its limits, before any process is there.
@@ -31,26 +35,52 @@ func (hs *Hierarchies) Create(parent, name string, res *specs.LinuxResources, an
 	if err != nil {
 		return nil, err
 	}
-	var made []*hierarchy
-	for _, h := range hs.all {
-		if err = g.makeLeaf(h, res, announce); err != nil {
-			break
-		}
-		made = append(made, h)
-	}
-	if err == nil {
-		err = g.apply(res, nil)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create cgroup /%s: %w", g.path, err), g.undo(made))
+	if err := g.make(hs.all, res, announce); err != nil {
+		return nil, errors.Join(err, g.undo())
 	}
 	return g, nil
 }
 
-// undo removes what Create made. No process was ever in it.
-func (g *Group) undo(made []*hierarchy) error {
+// Begin is the first half of a Create without limits: it makes the directory that a process can be born in, if there is a cgroup2,
+// and Complete makes the others meanwhile. Dir is that directory, opened for CLONE_INTO_CGROUP, which the caller closes; it is nil
+// without a cgroup2 or where the kernel does not place a new process.
+func (hs *Hierarchies) Begin(parent, name string, announce func(dirs []string) error) (g *Group, dir *os.File, err error) {
+	if g, err = hs.Open(parent, name); err != nil || hs.unified == nil {
+		return g, nil, err
+	}
+	if err = g.make([]*hierarchy{hs.unified}, nil, announce); err == nil && kernel.CloneIntoCgroup.Has() {
+		dir, err = hs.unified.open(g.path, ".", unix.O_PATH|unix.O_DIRECTORY)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, g.undo())
+	}
+	return g, dir, nil
+}
+
+// Complete is the second half. After an error there may be a process in the group, which the caller kills before Delete.
+func (g *Group) Complete(announce func(dirs []string) error) error {
+	rest := slices.DeleteFunc(slices.Clone(g.hs.all), func(h *hierarchy) bool { return slices.Contains(g.made, h) })
+	return g.make(rest, nil, announce)
+}
+
+// make makes the leaf's directories and sets its limits, which are those of all of them.
+func (g *Group) make(in []*hierarchy, res *specs.LinuxResources, announce func([]string) error) error {
+	for _, h := range in {
+		if err := g.makeLeaf(h, res, announce); err != nil {
+			return fmt.Errorf("create cgroup /%s: %w", g.path, err)
+		}
+		g.made = append(g.made, h)
+	}
+	if err := g.apply(res, nil); err != nil {
+		return fmt.Errorf("create cgroup /%s: %w", g.path, err)
+	}
+	return nil
+}
+
+// undo removes what was made. No process was ever in it.
+func (g *Group) undo() error {
 	var errs []error
-	for _, h := range made {
+	for _, h := range g.made {
 		if err := unix.Unlinkat(h.root, g.path, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", h.abs(g.path), err))
 		}
