@@ -222,7 +222,7 @@ func (b *bench) measureManyLayers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := b.startCriserver(ctx, one)
+	d, err := b.startCriserver(ctx, ours, b.criserver, one)
 	if err != nil {
 		return err
 	}
