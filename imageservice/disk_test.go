@@ -51,7 +51,7 @@ func disk(t testing.TB, size string, options ...string) string {
 	}
 	run("truncate", "-s", size, image)
 	run("mkfs.ext4", append([]string{"-q", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"}, append(options, image)...)...)
-	run("mount", "-o", "loop", image, dir)
+	run("mount", "-n", "-o", "loop", image, dir)
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Errorf("unmount: %v", err)

@@ -80,7 +80,9 @@ type Config struct {
 	StatsPeriod time.Duration                 // between samples for rates; 0: only when somebody asks
 	LayerPeriod time.Duration                 // between measurements of a writable layer; 0: none are
 	UpperDir    func(container string) string // the writable layer; nil: not to be measured
-	LayerDir    string                        // a directory on the file system of writable layers
+	// Written says what is in a writable layer where the file system counts it; nil: nowhere.
+	Written  func(container string) (bytes, inodes uint64, ok bool)
+	LayerDir string // a directory on the file system of writable layers
 
 	Layers   LayerMounts     // nil: mounts of layers are made again after a restart
 	Plugins  *nri.Plugins    // nil: none

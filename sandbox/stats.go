@@ -100,7 +100,7 @@ func (s *Service) measurePods(ctx context.Context, pods []*PodStatus, how extent
 // measure reads what is wanted of a container. With an error, the rest is valid.
 func (c *container) measure(want cgroup.Counters) (ContainerStats, error) {
 	st := ContainerStats{ContainerStatus: c.status.Load()}
-	if u, ok := c.layer.Usage(); ok {
+	if u, ok := c.written(); ok {
 		st.Layer = &u
 	}
 	group := c.group()
@@ -253,18 +253,23 @@ func (s *Service) sample(ctx context.Context) {
 	}
 }
 
-// layers lists the writable layers that there are.
+// layers lists the writable layers that must be walked through.
 func (s *Service) layers() []stats.Target {
 	containers := s.table.Load().containers
-	all := make([]stats.Target, len(containers))
-	for i, c := range containers {
-		all[i] = stats.Target{Layer: &c.layer, Dir: s.config.UpperDir(string(c.id))}
+	all := make([]stats.Target, 0, len(containers))
+	for _, c := range containers {
+		if _, counted := c.counted(); !counted {
+			all = append(all, stats.Target{Layer: &c.layer, Dir: s.config.UpperDir(string(c.id))})
+		}
 	}
 	return all
 }
 
 // measureLayer counts the writable layer for the first time, while it is as good as empty.
 func (c *container) measureLayer(ctx context.Context) {
+	if _, counted := c.counted(); counted {
+		return
+	}
 	if config := &c.p.s.config; config.LayerPeriod > 0 && config.UpperDir != nil {
 		c.layer.Visit(ctx, config.UpperDir(string(c.id)))
 	}
@@ -276,8 +281,25 @@ func (s *Service) Written(id string) (bytes, inodes uint64, known bool) {
 	if err != nil {
 		return 0, 0, false
 	}
-	u, known := c.layer.Usage()
+	u, known := c.written()
 	return u.Bytes, u.Inodes, known
+}
+
+// written is what is known of the writable layer: counted by the file system, or found when it was walked through last.
+func (c *container) written() (stats.LayerUsage, bool) {
+	if u, ok := c.counted(); ok {
+		return u, true
+	}
+	return c.layer.Usage()
+}
+
+// counted is what the file system says of the writable layer.
+func (c *container) counted() (stats.LayerUsage, bool) {
+	if c.p.s.config.Written == nil {
+		return stats.LayerUsage{}, false
+	}
+	bytes, inodes, ok := c.p.s.config.Written(string(c.id))
+	return stats.LayerUsage{At: time.Now(), Bytes: bytes, Inodes: inodes}, ok
 }
 
 // measuring begins what goes on beside requests for statistics.

@@ -91,7 +91,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
 			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
 			StatsPeriod: time.Duration(config.Stats.Period), LayerPeriod: time.Duration(config.Stats.LayerPeriod),
-			UpperDir: layers.UpperDir, LayerDir: layersDir(config), Plugins: plugins, Recorder: recorder, Log: log,
+			UpperDir: layers.UpperDir, Written: layers.Written, LayerDir: layersDir(config), Plugins: plugins, Recorder: recorder, Log: log,
 		})
 		if err != nil {
 			return errors.Join(fmt.Errorf("bring back pods: %w", err), streams.Close(ctx))
@@ -184,7 +184,7 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 	if format == "auto" {
 		format = layer.Auto
 	}
-	layers, err := layer.Open(layer.Config{Root: layersDir(n.config), Format: format, Log: n.log})
+	layers, err := layer.Open(layer.Config{Root: layersDir(n.config), Format: format, WritableLimit: n.config.Container.WritableLimit, Log: n.log})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open layers: %w", err)
 	}

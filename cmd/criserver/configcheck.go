@@ -89,6 +89,9 @@ func validate(c *Config) []string {
 			add(d.key, "%s is neither 0 nor a second or more", time.Duration(d.value))
 		}
 	}
+	if n := c.Container.WritableLimit; n < 0 {
+		add("container.writable_limit", "%d is less than 0, which means no limit", n)
+	}
 	if n := c.Container.LogLineMax; n < 256 || n > 1<<20 {
 		add("container.log_line_max", "%d is not between 256 and %d", n, 1<<20)
 	}

@@ -17,8 +17,8 @@
 //
 // # Writable layers
 //
-// No file system that criserver can count on says what a directory holds, so it is walked, never while a request waits: one
-// goroutine, on a thread of the lowest priority, visits the layers in turn and rests nineteen times as long as it has worked.
+// Where the file system counts a directory (project quotas, see store/layer/quota) it is asked, and nothing here is used. Most
+// do not, so the directory is walked, never while a request waits: one goroutine, on a thread of the lowest priority, visits the layers in turn and rests nineteen times as long as it has worked.
 // A value is of the time that it says. The first visit is when the container is made, while there is nothing; after a restart
 // a container has no usage of its layer until it was visited.
 //

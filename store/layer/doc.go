@@ -31,11 +31,16 @@
 // The mount of a layer stays open until the layer is removed, so its page cache stays warm from container to
 // container; Kept and Adopt carry it over a restart of criserver.
 //
+// # What containers write
+//
+// On a file system with project quotas (package quota) each writable directory has a project of its own, from 2^30 up, which
+// counts it and, with Config.WritableLimit, bounds it. Its number is in the root's record, and free when the directory is gone.
+//
 // # Files below Config.Root
 //
 //	layers/<algorithm>-<hex>/      a layer: `layer` (record), `frame` (package frame), `sums`, `meta` and `data`, or `fs`
 //	layers/<name>.aside-<n>/       one that could not be synced while a container used it
-//	containers/<id>/               `root` (record: boot, layers), `upper`, `work`
+//	containers/<id>/               `root` (record: boot, layers, project), `upper`, `work`
 //	empty/                         the lower of images without layers
 //	tmp/, trash/                   unfinished and doomed things; emptied by Open
 //

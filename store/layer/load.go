@@ -41,8 +41,9 @@ type checksums struct {
 
 // rootRecord is what a container's root was built from.
 type rootRecord struct {
-	Boot   string
-	Layers []digest.Digest
+	Boot    string
+	Layers  []digest.Digest
+	Project uint32 `json:",omitempty"` // of upper and work
 }
 
 // prepare makes the directories and dooms leftovers.
@@ -130,6 +131,9 @@ func (s *Store) loadRoot(id string) bool {
 		return false
 	}
 	s.users[id] = nil
+	if r.Project != 0 && s.quota != nil {
+		s.projects[id] = r.Project
+	}
 	for _, l := range r.Layers {
 		if e := s.layers[l]; e != nil {
 			e.refs++

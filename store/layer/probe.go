@@ -124,7 +124,10 @@ func (s *Store) probeRoot(layer *entry) error {
 	if err := os.RemoveAll(s.path("containers", id)); err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(s.path("containers", id)) }() // load removes it otherwise
+	defer func() {
+		_ = os.RemoveAll(s.path("containers", id)) // load removes it otherwise
+		_ = s.freeProject(id, s.projects[id])      // the next that gets it is given its own limit
+	}()
 	if err := s.makeContainerDir(id, nil, RootOptions{}); err != nil {
 		return err
 	}

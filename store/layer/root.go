@@ -97,13 +97,13 @@ func (s *Store) RemoveRoot(id string) error {
 		s.mu.Unlock()
 		return nil
 	}
-	doomed := s.discard(s.path("containers", id))
+	doomed, project := s.discard(s.path("containers", id)), s.projects[id]
 	delete(s.users, id)
 	for _, e := range entries {
 		e.refs--
 	}
 	s.mu.Unlock()
-	if err := os.RemoveAll(doomed); err != nil {
+	if err := errors.Join(os.RemoveAll(doomed), s.freeProject(id, project)); err != nil {
 		return fmt.Errorf("remove root of container %s: %w", id, err)
 	}
 	return nil
@@ -191,7 +191,14 @@ func (s *Store) makeContainerDir(id string, layers []digest.Digest, o RootOption
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	if err := record.Write(s.path("containers", id, rootFile), rootRecord{s.config.BootID, layers}); err != nil {
+	r := rootRecord{Boot: s.config.BootID, Layers: layers}
+	if !o.ReadOnly {
+		var err error
+		if r.Project, err = s.takeProject(id); err != nil {
+			return err
+		}
+	}
+	if err := record.Write(s.path("containers", id, rootFile), r); err != nil {
 		return err
 	}
 	if o.ReadOnly {
@@ -214,6 +221,12 @@ func (s *Store) makeContainerDir(id string, layers []digest.Digest, o RootOption
 			return err
 		}
 		if err := os.Chown(path, uid, gid); err != nil {
+			return err
+		}
+		if r.Project == 0 {
+			continue
+		}
+		if err := s.quota.Assign(path, r.Project); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/criserver/criserver/store/layer/quota"
 	"github.com/criserver/criserver/store/layer/tarstream"
 )
 
@@ -44,6 +45,10 @@ type Config struct {
 	BootID string           // "" asks the kernel
 	Log    *slog.Logger     // what Open drops and Run fails at; nil is silent
 
+	// WritableLimit is how many bytes a container may write to its root; 0: as many as there are. Open fails with ErrNoQuota
+	// where the file system has no project quotas.
+	WritableLimit int64
+
 	roots rootMode // tests force a way; "" probes
 }
 
@@ -65,13 +70,15 @@ type Store struct {
 	dirty   chan struct{}   // wakes Run
 	syncing chan struct{}   // held by the Sync that runs
 	cleanup sync.WaitGroup
+	quota   *quota.FS // nil: nothing counts writable directories
 
 	discarded atomic.Uint64 // names what lies in trash, unlike anything that an earlier process left there
 
-	mu     sync.Mutex
-	layers map[digest.Digest]*entry
-	users  map[string][]*entry // layers of each container root
-	closed bool
+	mu       sync.Mutex
+	layers   map[digest.Digest]*entry
+	users    map[string][]*entry // layers of each container root
+	projects map[string]uint32   // of the writable directories that are counted, by container
+	closed   bool
 }
 
 // entry is a layer of a Store. Its fields are guarded by Store.mu, but for mounting.
@@ -91,17 +98,21 @@ type entry struct {
 // Open reads the store at c.Root, drops what a crash or a power loss left unfinished, and asks the kernel what it can.
 func Open(c Config) (*Store, error) {
 	s := &Store{
-		config:  c,
-		dirty:   make(chan struct{}, 1),
-		syncing: make(chan struct{}, 1),
-		layers:  map[digest.Digest]*entry{},
-		users:   map[string][]*entry{},
+		config:   c,
+		dirty:    make(chan struct{}, 1),
+		syncing:  make(chan struct{}, 1),
+		layers:   map[digest.Digest]*entry{},
+		users:    map[string][]*entry{},
+		projects: map[string]uint32{},
 	}
 	s.discarded.Store(uint64(time.Now().UnixNano()))
 	if err := s.defaults(); err != nil {
 		return nil, fmt.Errorf("open layer store: %w", err)
 	}
 	err := s.prepare()
+	if err == nil {
+		err = s.openQuota()
+	}
 	if err == nil {
 		err = s.probe()
 	}
@@ -163,6 +174,9 @@ func (s *Store) Close() error {
 	if s.ns != nil {
 		s.ns.close()
 	}
+	if s.quota != nil {
+		errs = append(errs, s.quota.Close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -203,7 +217,11 @@ func (s *Store) Describe() string {
 			how = "erofs from files with directio"
 		}
 	}
-	return fmt.Sprintf("layers: %s; roots: %s", how, s.config.roots.describe())
+	counted := "walked through"
+	if s.quota != nil {
+		counted = "counted by project quotas"
+	}
+	return fmt.Sprintf("layers: %s; roots: %s; writable directories: %s", how, s.config.roots.describe(), counted)
 }
 
 // Remove deletes the layer and returns when its space is free; freed is in bytes. The error is ErrInUse while a

@@ -1,0 +1,141 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/store/layer/tartest"
+)
+
+// countingDisk mounts a file system that counts projects, in a file of its own.
+func countingDisk(t *testing.T, kind string, mkfs ...string) string {
+	t.Helper()
+	root(t)
+	if _, err := exec.LookPath(mkfs[0]); err != nil {
+		t.Skipf("%s is not installed", mkfs[0])
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	dir, err := os.MkdirTemp("", "counting-disk-") // not below t.TempDir, where root looks for mounts of the store
+	if err == nil {
+		err = os.WriteFile(image, nil, 0o600)
+	}
+	if err == nil {
+		err = os.Truncate(image, 400<<20) // XFS takes no less than 300 MB
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(dir) }) // the unmount before tells
+	if out, err := exec.Command(mkfs[0], append(mkfs[1:], image)...).CombinedOutput(); err != nil {
+		t.Fatalf("%q: %v: %s", mkfs, err, out)
+	}
+	if out, err := exec.Command("mount", "-n", "-t", kind, "-o", "loop,prjquota", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("this kernel mounts no %s with project quotas: %s", kind, out)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	return dir
+}
+
+func TestProjectQuotas(t *testing.T) {
+	t.Run("ext4", func(t *testing.T) {
+		testProjectQuotas(t, countingDisk(t, "ext4", "mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota"))
+	})
+	t.Run("xfs", func(t *testing.T) { testProjectQuotas(t, countingDisk(t, "xfs", "mkfs.xfs", "-q")) })
+}
+
+func testProjectQuotas(t *testing.T, disk string) {
+	const limit = 4 << 20
+	c := Config{Root: filepath.Join(disk, "store"), WritableLimit: limit, BootID: "first"}
+	s := open(t, c)
+	id := add(t, s, tartest.Archive(t, tar.Header{Name: "d/lower", Size: 100000}))
+	build := func(s *Store, container string) *os.File {
+		f, err := s.Root(ctx, container, []digest.Digest{id}, RootOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	one, two := build(s, "one"), build(s, "two")
+	defer two.Close()
+	none, inodes, ok := s.Written("one")
+	if !ok || inodes > 8 || none > 64<<10 {
+		t.Errorf("a new container has written %d bytes in %d inodes, %v", none, inodes, ok)
+	}
+	if err := os.WriteFile(at(one, "d/new"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(at(one, "d/lower"), 0o600); err != nil { // copies it up
+		t.Fatal(err)
+	}
+	if got, more, _ := s.Written("one"); got-none < 1<<20+100000 || got-none > 1<<20+200000 || more-inodes < 3 || more-inodes > 4 {
+		t.Errorf("after 1,148,576 bytes in a directory and two files %d bytes and %d inodes are counted", got-none, more-inodes)
+	}
+	if got, _, _ := s.Written("two"); got != none {
+		t.Errorf("the other one has written %d bytes", got-none)
+	}
+
+	err := os.WriteFile(at(one, "d/much"), make([]byte, limit), 0o600)
+	if !errors.Is(err, unix.EDQUOT) {
+		t.Errorf("writing more than the limit: %v", err)
+	}
+	if got, _, _ := s.Written("one"); got > limit {
+		t.Errorf("%d bytes were written", got)
+	}
+	if err := os.WriteFile(at(two, "d/other"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Errorf("the other one: %v", err)
+	}
+	one.Close()
+
+	again := open(t, c) // as after a restart
+	if got, _, ok := again.Written("one"); !ok || got < 1<<20 {
+		t.Errorf("after a restart %d bytes, %v", got, ok)
+	}
+	three := build(again, "three")
+	three.Close()
+	if p := again.projects; p["three"] == p["one"] || p["three"] == p["two"] || p["one"] == p["two"] {
+		t.Errorf("projects %v", p)
+	}
+	old := again.projects["one"]
+	if err := again.RemoveRoot("one"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := again.Written("one"); ok {
+		t.Error("a container that is gone is counted")
+	}
+	four := build(again, "four")
+	four.Close()
+	if again.projects["four"] != old {
+		t.Errorf("project %d was not given again: %v", old, again.projects)
+	}
+	if got, _, ok := again.Written("four"); !ok || got != none {
+		t.Errorf("a new container has written %d bytes, %v", got, ok)
+	}
+	volume, err := again.Root(ctx, "volume", []digest.Digest{id}, RootOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	volume.Close()
+	if _, _, ok := again.Written("volume"); ok {
+		t.Error("a volume of an image is counted")
+	}
+}
+
+func TestLimitNeedsProjectQuotas(t *testing.T) {
+	root(t)
+	_, err := Open(Config{Root: smallDisk(t, "2m"), Format: Overlay, WritableLimit: 1 << 20})
+	if !errors.Is(err, ErrNoQuota) || !bytes.Contains([]byte(err.Error()), []byte("prjquota")) {
+		t.Errorf("opened with a limit: %v", err)
+	}
+}
