@@ -126,14 +126,17 @@ func TestPodMetrics(t *testing.T) {
 	var pod *cri.PodSandboxMetrics
 	var m measured
 	base := map[string]string{"container": c.config.Metadata.Name, "id": c.id, "image": "example.org/named:1", "name": c.id, "namespace": "critest", "pod": p.config.Metadata.Name}
-	eventually(t, rpcBound, "memory, sockets, layer and throttling are counted", func() bool {
+	if !within(rpcBound, func() bool {
 		pod = p.metrics(t)
 		if len(pod.GetContainerMetrics()) != 1 || pod.GetContainerMetrics()[0].GetContainerId() != c.id {
 			t.Fatalf("containers: %v", pod.GetContainerMetrics())
 		}
 		m = take(t, pod.GetContainerMetrics()[0].GetMetrics(), keys, base)
 		return m.value("memory_rss") >= 8_000_000 && m.value("sockets") == 1 && m.value("cpu_cfs_throttled_periods_total") > 0 && layerBytes(m) >= 3<<20
-	})
+	}) {
+		t.Fatalf("memory_rss %d, sockets %d, throttled periods %d, bytes of the layer %d",
+			m.value("memory_rss"), m.value("sockets"), m.value("cpu_cfs_throttled_periods_total"), layerBytes(m))
+	}
 	wantNames(t, m, pod)
 	for name, want := range map[string]uint64{
 		"spec_cpu_period": 100000, "spec_cpu_quota": 20000, "spec_cpu_shares": 1024, "spec_memory_limit_bytes": 64 << 20, "spec_memory_swap_limit_bytes": 64 << 20,
