@@ -49,6 +49,7 @@ func TestStreamExecBytes(t *testing.T) {
 	}
 	c := runPod(t, d).start(t, idle)
 	eachProtocol(t, func(t *testing.T, p protocol) {
+		p.bound = rpcBound * time.Duration(1+size/(64<<20))
 		for _, row := range []struct {
 			name string
 			out  *slowReader

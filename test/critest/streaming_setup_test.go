@@ -2,6 +2,7 @@ package critest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -22,20 +24,21 @@ type protocol struct {
 	name      string
 	halfClose bool // a client can say that its stdin has ended, which is a row of its own then
 	open      func(config *rest.Config, at string) (remotecommand.Executor, error)
+	bound     time.Duration // of one stream; rpcBound if zero
 }
 
 var protocols = []protocol{
-	{"SPDY", true, func(config *rest.Config, at string) (remotecommand.Executor, error) {
+	{name: "SPDY", halfClose: true, open: func(config *rest.Config, at string) (remotecommand.Executor, error) {
 		u, err := url.Parse(at)
 		if err != nil {
 			return nil, err
 		}
 		return remotecommand.NewSPDYExecutor(config, "POST", u)
 	}},
-	{"WebSocket", true, func(config *rest.Config, at string) (remotecommand.Executor, error) {
+	{name: "WebSocket", halfClose: true, open: func(config *rest.Config, at string) (remotecommand.Executor, error) {
 		return remotecommand.NewWebSocketExecutor(config, "GET", at) // version 5
 	}},
-	{"WebSocket 4", false, func(config *rest.Config, at string) (remotecommand.Executor, error) {
+	{name: "WebSocket 4", open: func(config *rest.Config, at string) (remotecommand.Executor, error) {
 		return remotecommand.NewWebSocketExecutorForProtocols(config, "GET", at, "v4.channel.k8s.io")
 	}},
 }
@@ -100,7 +103,7 @@ func (p protocol) connect(t testing.TB, at string, with *cri.ExecRequest, out io
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(bounded(t))
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(p.bound, rpcBound))
 	s := &session{out: &buffer{}, errs: &buffer{}, leave: relay.cut, result: make(chan error, 1)}
 	options := remotecommand.StreamOptions{Tty: with.GetTty()}
 	if with.GetStdin() {
