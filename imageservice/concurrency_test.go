@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -100,10 +103,11 @@ func TestImagesThatShareLayersFetchEachOnce(t *testing.T) {
 	t.Cleanup(func() { _ = store.Close() })
 	counting := &countingStore{Store: store}
 	n := newNode(t, func(c *Config) { c.Layers = counting })
+	front, asked := countBlobs(t, reg.Addr)
 	var wg sync.WaitGroup
 	for i := range images {
 		wg.Go(func() {
-			if _, err := n.Pull(t.Context(), PullRequest{Ref: fmt.Sprintf("%s/app%d:v1", reg.Addr, i)}); err != nil {
+			if _, err := n.Pull(t.Context(), PullRequest{Ref: fmt.Sprintf("%s/app%d:v1", front, i)}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -111,6 +115,13 @@ func TestImagesThatShareLayersFetchEachOnce(t *testing.T) {
 	wg.Wait()
 	if got := counting.begun.Load(); got != 6 {
 		t.Errorf("%d layers were unpacked, there are 6", got)
+	}
+	for i := range images {
+		for _, l := range images[i].Layers {
+			if got := asked(l.Digest); got != 1 {
+				t.Errorf("the registry was asked for layer %s %d times", l.Digest, got)
+			}
+		}
 	}
 	for i := range images {
 		wg.Go(func() {
@@ -124,6 +135,25 @@ func TestImagesThatShareLayersFetchEachOnce(t *testing.T) {
 		t.Errorf("layers left: %v", left)
 	}
 	n.mustBeEmpty(t)
+}
+
+// countBlobs stands before a registry and counts what it is asked for.
+func countBlobs(t *testing.T, registry string) (addr string, asked func(digest.Digest) int) {
+	var mu sync.Mutex
+	counts := map[string]int{}
+	behind := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		counts[r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]]++
+		mu.Unlock()
+		behind.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	return front.Listener.Addr().String(), func(d digest.Digest) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return counts[d.String()]
+	}
 }
 
 type countingStore struct {

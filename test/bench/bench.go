@@ -59,7 +59,8 @@ type bench struct {
 	undo    []func() error
 	ratios  []ratio
 
-	networks int // bridges that were configured
+	insecure []string // registries that CRI-O is told to speak plain HTTP with
+	networks int      // bridges that were configured
 }
 
 func newBench(o options) (_ *bench, err error) {

@@ -77,7 +77,7 @@ func (b *bench) startCRIO(ctx context.Context, m *image) (*daemon, error) {
 		d.path("cdi"), d.path("hooks"), d.path("state/exits"), d.path("state/attach"), d.path("state/ns"), b.pinns, crun, d.path("state/crun"), b.conmon,
 		ref, policy, d.path("policies"), d.path("cni"), b.plugins, d.path("nri.sock"), d.path("nri"), d.path("nri"))
 	err = errors.Join(os.WriteFile(config, []byte(text), 0o600), os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600),
-		os.WriteFile(registries, []byte(fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", registry)), 0o600))
+		os.WriteFile(registries, plainHTTP(append(b.insecure, registry)), 0o600))
 	for _, dir := range []string{"hooks", "nri", "cdi", "policies", "state/ns", "state/attach", "state/exits"} {
 		err = errors.Join(err, os.Mkdir(d.path(dir), 0o755))
 	}
@@ -89,6 +89,14 @@ func (b *bench) startCRIO(ctx context.Context, m *image) (*daemon, error) {
 	}
 	_, err = d.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
 	return d, err
+}
+
+// plainHTTP is a registries.conf that allows plain HTTP.
+func plainHTTP(registries []string) (text []byte) {
+	for _, r := range registries {
+		text = fmt.Appendf(text, "[[registry]]\nlocation = %q\ninsecure = true\n", r)
+	}
+	return text
 }
 
 // crunOf returns the path of the crun that was found to run here, and sets d's place to where it does.

@@ -79,14 +79,20 @@ func (m *image) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serve makes the image available on loopback until the part ends, and returns its reference.
 func (m *image) serve(b *bench) (string, error) {
+	addr, err := serveUntilEnd(b, m)
+	return addr + "/bench:v1", err
+}
+
+// serveUntilEnd serves on loopback until the part ends.
+func serveUntilEnd(b *bench, h http.Handler) (addr string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
-	server := &http.Server{Handler: m, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
 	go func() { _ = server.Serve(l) }() // ends with Close
 	b.later(server.Close)
-	return l.Addr().String() + "/bench:v1", nil
+	return l.Addr().String(), nil
 }
 
 // layout writes the image as an archive that `ctr images import` takes, under a name.
