@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"runtime"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
@@ -11,10 +12,10 @@ import (
 
 // Bounds limit what all pulls together take at a time. Zero values mean the defaults beside them.
 type Bounds struct {
-	Layers      int   // that are fetched and unpacked; 6
+	Layers      int   // that are fetched and unpacked; two a processor, from 4 to 8
 	Connections int   // over which layers come; 16
 	PerLayer    int   // of these for one layer; 4
-	Memory      int64 // bytes of buffers, MinMemory at least; 48 MiB. What unpacking keeps of each entry is not in it
+	Memory      int64 // bytes of buffers, MinMemory at least; 32 MiB. What unpacking keeps of each entry is not in it
 }
 
 // MinMemory is what one layer may need, in bytes.
@@ -30,13 +31,13 @@ func (b Bounds) withDefaults() Bounds {
 	for _, v := range []struct {
 		value *int
 		to    int
-	}{{&b.Layers, 6}, {&b.Connections, 16}, {&b.PerLayer, 4}} {
+	}{{&b.Layers, min(max(4, 2*runtime.GOMAXPROCS(0)), 8)}, {&b.Connections, 16}, {&b.PerLayer, 4}} {
 		if *v.value <= 0 {
 			*v.value = v.to
 		}
 	}
 	if b.Memory <= 0 {
-		b.Memory = 48 << 20
+		b.Memory = 32 << 20
 	}
 	b.Memory = max(b.Memory, MinMemory)
 	return b

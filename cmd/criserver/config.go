@@ -78,14 +78,14 @@ type Images struct {
 	Pinned []string `toml:"pinned" comment:"Images that the kubelet is told never to remove, by tag or digest; a * at the end stands for any rest."`
 	Verify Verify   `toml:"verify" comment:"Which images may be pulled. Both ways are off as long as nothing is named."`
 
-	ParallelLayers      int `toml:"parallel_layers" comment:"Layers that are fetched and unpacked at a time, of all pulls together."`
+	ParallelLayers      int `toml:"parallel_layers" comment:"Layers that are fetched and unpacked at a time, of all pulls together. 0: two a processor, from 4 to 8."`
 	Connections         int `toml:"connections" comment:"Connections over which layers come at a time, of all pulls together."`
 	ConnectionsPerLayer int `toml:"connections_per_layer" comment:"Of these for one large layer; 1: never more than one."`
 	PullMemory          int `toml:"pull_memory_mib" comment:"MiB of buffers of all pulls together. What is kept of each entry of a layer while it is unpacked comes on top."`
 }
 
 func defaultImages() Images {
-	return Images{Store: "auto", Pinned: []string{}, Verify: defaultVerify(), ParallelLayers: 6, Connections: 16, ConnectionsPerLayer: 4, PullMemory: 48}
+	return Images{Store: "auto", Pinned: []string{}, Verify: defaultVerify(), Connections: 16, ConnectionsPerLayer: 4, PullMemory: 32}
 }
 
 // Security configures what confines containers beside namespaces, capabilities and seccomp.

@@ -65,10 +65,10 @@ func TestConfigFaults(t *testing.T) {
 		{name: "not TOML", text: "root = \n", want: []string{"FILE:1: "}},
 		{name: "bad duration", text: "[log]\nslow = 'soon'\n", want: []string{"FILE:2: log.slow: ", `"soon" is not a duration`}},
 		{name: "all wrong values at once", text: "root = 'relative'\ncgroup_driver = 'fs'\npause_cgroup = 'x'\npause = 'p'\ncerts_dirs = ['c']\n" +
-			"[images]\nstore = 'zfs'\npinned = ['UPPER']\nparallel_layers = 0\nconnections = 1001\nconnections_per_layer = -1\npull_memory_mib = 3\n[metrics]\naddress = 'localhost:9'\n[security]\napparmor = 'yes'\napparmor_default = ''\nselinux = 'x'\nselinux_categories = 1\n[network]\ndefault = 'maybe'\nbridge = 'a name that is too long'\nsubnets = ['10.0.0.0/16', '10.1.0.0/16', 'x', '10.0.0.1/24', '10.0.0.0/31']\n" +
+			"[images]\nstore = 'zfs'\npinned = ['UPPER']\nparallel_layers = -2\nconnections = 1001\nconnections_per_layer = -1\npull_memory_mib = 3\n[metrics]\naddress = 'localhost:9'\n[security]\napparmor = 'yes'\napparmor_default = ''\nselinux = 'x'\nselinux_categories = 1\n[network]\ndefault = 'maybe'\nbridge = 'a name that is too long'\nsubnets = ['10.0.0.0/16', '10.1.0.0/16', 'x', '10.0.0.1/24', '10.0.0.0/31']\n" +
 			"[stats]\nperiod = '10ms'\nlayer_period = '-1s'\n[container]\nlog_line_max = 7\n[log]\nformat = 'xml'\nslow = '-1s'\n[cni]\nconf_dir = 'd'\nbin_dirs = ['e']\n", args: []string{"--log-level", "loud"},
 			want: []string{`root: "relative" is not an absolute path`, `cgroup_driver: "fs" is not one of auto, cgroupfs, systemd`, "pause_cgroup: ", "pause: ", "certs_dirs: ", "images.store: ", `images.pinned: pinned image "UPPER"`,
-				"images.parallel_layers: 0 is not between 1 and", "images.connections: 1001 is not", "images.connections_per_layer: -1 is not", "images.pull_memory_mib: 3 is not between 15 and",
+				"images.parallel_layers: -2 is not between 0 and", "images.connections: 1001 is not", "images.connections_per_layer: -1 is not", "images.pull_memory_mib: 3 is not between 15 and",
 				`metrics.address: "localhost:9" is not of the form IP:port: "localhost" is not an IP address`,
 				"security.apparmor: ", "security.selinux: ", "security.selinux_categories: 1 is not between", `security.apparmor_default: "" is not the name`,
 				"network.default: ", "network.bridge: ", `"10.1.0.0/16" is a second subnet`, `"x" is not a subnet`, `"10.0.0.1/24" has address bits beyond its mask; its subnet is 10.0.0.0/24`,

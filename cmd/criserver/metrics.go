@@ -75,11 +75,11 @@ func (n *node) assembleMetrics(parts ...prometheus.Collector) error {
 // checkPulls wants bounds within which every layer can be pulled.
 func checkPulls(c Images, add func(key, format string, args ...any)) {
 	for _, v := range []struct {
-		key   string
-		value int
-	}{{"images.parallel_layers", c.ParallelLayers}, {"images.connections", c.Connections}, {"images.connections_per_layer", c.ConnectionsPerLayer}} {
-		if v.value < 1 || v.value > 1000 {
-			add(v.key, "%d is not between 1 and 1000", v.value)
+		key          string
+		value, least int
+	}{{"images.parallel_layers", c.ParallelLayers, 0}, {"images.connections", c.Connections, 1}, {"images.connections_per_layer", c.ConnectionsPerLayer, 1}} {
+		if v.value < v.least || v.value > 1000 {
+			add(v.key, "%d is not between %d and 1000", v.value, v.least)
 		}
 	}
 	if c.PullMemory < imageservice.MinMemory>>20+1 || c.PullMemory > 1<<20 {

@@ -129,7 +129,7 @@ func (b *Blob) Read(p []byte) (int, error) {
 // goOn decides how the rest comes, after the first bytes.
 func (b *Blob) goOn() {
 	b.end = b.desc.Size
-	if b.waited > time.Since(b.begun)/2 {
+	if b.waited.Seconds() > b.s.cfg.Lanes.share*time.Since(b.begun).Seconds() {
 		b.parts = newParts(b)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 )
 
 // Sizes of a blob in parts, in bytes.
@@ -21,12 +22,13 @@ type Lanes struct {
 	connections, memory *semaphore.Weighted
 	perBlob             int
 	head, part          int64
+	share               float64 // of the time for the head that its reader must have waited for the network
 }
 
 // NewLanes shares connections, and memory of which a part takes PartSize; a blob uses at most perBlob connections. Who
 // fetches a blob sees to it that there is one connection and one part for it in any case.
 func NewLanes(connections, memory *semaphore.Weighted, perBlob int) *Lanes {
-	return &Lanes{connections: connections, memory: memory, perBlob: perBlob, head: HeadSize, part: PartSize}
+	return &Lanes{connections: connections, memory: memory, perBlob: perBlob, head: HeadSize, part: PartSize, share: 0.5}
 }
 
 // take says whether there is a connection and memory for one part more, now.
@@ -56,10 +58,10 @@ type parts struct {
 	next    int64   // where the part to be asked for next begins
 	queue   []*part // in order; the first is the one that is read, if reading
 	reading bool
-	rest    []byte // of the one that is read
-	most    int    // parts at a time
-	own     bool   // the lane that every blob has is free
-	spare   [][]byte
+	rest    []byte   // of the one that is read
+	most    int      // parts at a time
+	own     bool     // the lane that every blob has is free
+	spare   [][]byte // memory of its own, not Go's: it goes with the blob, and the collector does not let twice as much grow
 	wg      sync.WaitGroup
 }
 
@@ -126,7 +128,13 @@ func (p *parts) ask() {
 			p.own = false
 		}
 		end := min(p.next+lanes.part, size)
-		one := &part{data: p.buffer(lanes.part)[:end-p.next], own: own, done: make(chan struct{})}
+		one := &part{own: own, done: make(chan struct{})}
+		if one.data, one.err = p.buffer(lanes.part); one.err != nil {
+			close(one.done)
+			p.queue, p.next = append(p.queue, one), end
+			continue
+		}
+		one.data = one.data[:end-p.next]
 		from := p.blob.part(p.ctx, p.next, end)
 		p.queue = append(p.queue, one)
 		p.next = end
@@ -145,13 +153,17 @@ func (b *Blob) part(ctx context.Context, offset, end int64) *stretch {
 	return &stretch{ctx: ctx, s: b.s, desc: b.desc, plan: plan, strict: true, lost: b.lost, offset: offset, safe: offset, end: end}
 }
 
-func (p *parts) buffer(size int64) []byte {
+func (p *parts) buffer(size int64) ([]byte, error) {
 	if n := len(p.spare); n > 0 {
 		data := p.spare[n-1]
 		p.spare = p.spare[:n-1]
-		return data[:size]
+		return data[:size], nil
 	}
-	return make([]byte, size)
+	data, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("map memory for a part of %d bytes: %w", size, err)
+	}
+	return data, nil
 }
 
 // giveBack ends the use of a part.
@@ -161,7 +173,9 @@ func (p *parts) giveBack(one *part) {
 	} else {
 		p.blob.s.cfg.Lanes.give()
 	}
-	p.spare = append(p.spare, one.data)
+	if one.data != nil {
+		p.spare = append(p.spare, one.data)
+	}
 }
 
 // Close ends what is under way and waits for it.
@@ -171,5 +185,8 @@ func (p *parts) Close() {
 	for _, one := range p.queue {
 		p.giveBack(one)
 	}
-	p.queue, p.spare = nil, nil
+	for _, data := range p.spare {
+		_ = unix.Munmap(data[:cap(data)]) // cannot fail: it is one of ours
+	}
+	p.queue, p.spare, p.rest = nil, nil, nil
 }
