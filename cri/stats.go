@@ -13,13 +13,13 @@ import (
 	"github.com/criserver/criserver/sandbox/stats"
 )
 
-// StatsService is what cri wants of sandbox.Service for statistics. Sequences measure as they go, and end with ctx.
+// StatsService is what cri wants of sandbox.Service for statistics. What belongs to a list is not ok if it went meanwhile.
 type StatsService interface {
 	ContainerStats(id sandbox.ContainerID) (sandbox.ContainerStats, error)
 	PodStats(id sandbox.ID) (sandbox.PodStats, error)
-	EachContainerStats(context.Context, []*sandbox.ContainerStatus) iter.Seq[sandbox.ContainerStats]
-	EachPodStats(context.Context, []*sandbox.PodStatus) iter.Seq[sandbox.PodStats]
-	EachPodMetrics(context.Context) iter.Seq[sandbox.PodStats]
+	MeasureContainer(*sandbox.ContainerStatus) (st sandbox.ContainerStats, ok bool)
+	MeasurePod(*sandbox.PodStatus) (st sandbox.PodStats, ok bool)
+	MeasurePodMetrics(*sandbox.PodStatus) (st sandbox.PodStats, ok bool)
 	LayerDir() string
 	LayerFileSystem() (stats.FileSystem, error)
 }
@@ -109,11 +109,12 @@ func (h *runtimeHandlers) StreamPodSandboxMetrics(_ *runtimev1.StreamPodSandboxM
 
 // eachPodMetrics measures all pods.
 func (s *Server) eachPodMetrics(ctx context.Context) (iter.Seq[*runtimev1.PodSandboxMetrics], error) {
-	layers, err := s.serving().Stats.LayerFileSystem()
+	services := s.serving()
+	layers, err := services.Stats.LayerFileSystem()
 	if err != nil {
 		return nil, err
 	}
-	return mapped(s.serving().Stats.EachPodMetrics(ctx), metrics.NewTranslator(layers).Pod), nil
+	return measured(ctx, services.Pods.ListPods(), services.Stats.MeasurePodMetrics, metrics.NewTranslator(layers).Pod), nil
 }
 
 // eachContainerStats measures the containers that f lets through.
@@ -122,7 +123,7 @@ func (s *Server) eachContainerStats(ctx context.Context, f *runtimev1.ContainerS
 	if err != nil {
 		return nil, err
 	}
-	return mapped(s.serving().Stats.EachContainerStats(ctx, containers), s.containerStats), nil
+	return measured(ctx, containers, s.serving().Stats.MeasureContainer, s.containerStats), nil
 }
 
 // eachPodStats measures the pods that f lets through.
@@ -132,18 +133,18 @@ func (s *Server) eachPodStats(ctx context.Context, f *runtimev1.PodSandboxStatsF
 	if err != nil {
 		return nil, err
 	}
-	return mapped(services.Stats.EachPodStats(ctx, pods), s.podStats), nil
+	return measured(ctx, pods, services.Stats.MeasurePod, s.podStats), nil
 }
 
-// mapped translates a sequence.
-func mapped[T, U any](all iter.Seq[T], translate func(T) U) iter.Seq[U] {
-	return func(yield func(U) bool) {
-		for one := range all {
-			if !yield(translate(one)) {
-				return
-			}
+// measured measures and translates items of a list, several at the same time. It ends with ctx.
+func measured[T, S, U any](ctx context.Context, items []T, measure func(T) (S, bool), translate func(S) U) iter.Seq[U] {
+	return stats.InParallel(ctx, items, func(item T) (translated U, ok bool) {
+		st, ok := measure(item)
+		if ok {
+			translated = translate(st)
 		}
-	}
+		return translated, ok
+	})
 }
 
 // firstError is the first of errs that is one: what is known to be the cause stands before its consequences.

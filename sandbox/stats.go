@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"fmt"
-	"iter"
 	"time"
 
 	"github.com/criserver/criserver/ociruntime/cgroup"
@@ -41,20 +40,17 @@ func (s *Service) ContainerStats(id ContainerID) (ContainerStats, error) {
 	return st, nil
 }
 
-// EachContainerStats measures containers, in their order and as they are asked for; it ends with ctx. What cannot be measured of
-// one is left out.
-func (s *Service) EachContainerStats(ctx context.Context, containers []*ContainerStatus) iter.Seq[ContainerStats] {
-	return stats.InParallel(ctx, containers, func(status *ContainerStatus) (ContainerStats, bool) {
-		c, err := s.container(status.ID)
-		if err != nil { // removed meanwhile
-			return ContainerStats{}, false
-		}
-		st, err := c.measure(stats.Container)
-		if err != nil {
-			s.log.Warn("cannot measure a container", "container", c.id, "error", err)
-		}
-		return st, true
-	})
+// MeasureContainer measures one container of a list; not ok if it was removed meanwhile. What cannot be measured of it is left out.
+func (s *Service) MeasureContainer(status *ContainerStatus) (st ContainerStats, ok bool) {
+	c, err := s.container(status.ID)
+	if err != nil {
+		return ContainerStats{}, false
+	}
+	st, err = c.measure(stats.Container)
+	if err != nil {
+		s.log.Warn("cannot measure a container", "container", c.id, "error", err)
+	}
+	return st, true
 }
 
 // PodStats measures a pod, which must be ready. The error is ErrNotFound, ErrState, or ErrInvalid if id fits several.
@@ -73,28 +69,24 @@ func (s *Service) PodStats(id ID) (PodStats, error) {
 	return st, nil
 }
 
-// EachPodStats measures those of the pods that are ready, like EachContainerStats.
-func (s *Service) EachPodStats(ctx context.Context, pods []*PodStatus) iter.Seq[PodStats] {
-	return s.measurePods(ctx, pods, whole)
+// MeasurePod measures one pod of a list, like MeasureContainer; not ok also if it is not ready.
+func (s *Service) MeasurePod(status *PodStatus) (PodStats, bool) { return s.measurePod(status, whole) }
+
+// MeasurePodMetrics measures all that can be counted of the containers of a pod, like MeasurePod.
+func (s *Service) MeasurePodMetrics(status *PodStatus) (PodStats, bool) {
+	return s.measurePod(status, details)
 }
 
-// EachPodMetrics measures all that can be counted of containers, of all pods that are ready, like EachContainerStats.
-func (s *Service) EachPodMetrics(ctx context.Context) iter.Seq[PodStats] {
-	return s.measurePods(ctx, s.ListPods(), details)
-}
-
-func (s *Service) measurePods(ctx context.Context, pods []*PodStatus, how extent) iter.Seq[PodStats] {
-	return stats.InParallel(ctx, pods, func(status *PodStatus) (PodStats, bool) {
-		p, err := s.pod(status.ID)
-		if err != nil { // removed meanwhile
-			return PodStats{}, false
-		}
-		st, ready, err := p.measure(how)
-		if err != nil {
-			s.log.Warn("cannot measure a pod", "pod", p.id, "error", err)
-		}
-		return st, ready
-	})
+func (s *Service) measurePod(status *PodStatus, how extent) (PodStats, bool) {
+	p, err := s.pod(status.ID)
+	if err != nil {
+		return PodStats{}, false
+	}
+	st, ready, err := p.measure(how)
+	if err != nil {
+		s.log.Warn("cannot measure a pod", "pod", p.id, "error", err)
+	}
+	return st, ready
 }
 
 // measure reads what is wanted of a container. With an error, the rest is valid.

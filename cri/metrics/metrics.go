@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"sync"
 	"time"
 
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -41,15 +42,15 @@ type description struct {
 	help   string
 }
 
-// A Translator makes the metrics of pods that are measured at about the same time.
+// A Translator makes the metrics of pods that are measured at about the same time. Several goroutines may use it.
 type Translator struct {
 	layers stats.FileSystem
-	names  map[[2]uint32]string // of block devices
+	names  sync.Map // of block devices: [2]uint32 to string
 }
 
 // NewTranslator makes a Translator for containers whose writable layers are on a file system.
 func NewTranslator(layers stats.FileSystem) *Translator {
-	return &Translator{layers: layers, names: map[[2]uint32]string{}}
+	return &Translator{layers: layers}
 }
 
 // Pod translates what was measured of a pod. A container that has ended has no metrics. Metrics are in the messages as they are
@@ -118,15 +119,20 @@ type source struct {
 func (s *source) devices(each func(name string, d *stats.DeviceIO)) {
 	io := s.Usage.Counters.IO
 	for i := range io {
-		key := [2]uint32{io[i].Major, io[i].Minor}
-		name, known := s.t.names[key]
-		if !known {
-			name = stats.DeviceName(key[0], key[1])
-			s.t.names[key] = name
-		}
-		each(name, &io[i])
+		each(s.t.device(io[i].Major, io[i].Minor), &io[i])
 	}
 	if len(io) == 0 {
 		each(s.t.layers.Device, &stats.DeviceIO{Major: s.t.layers.Major, Minor: s.t.layers.Minor})
 	}
+}
+
+// device is the name of a block device, which is looked up once.
+func (t *Translator) device(major, minor uint32) string {
+	key := [2]uint32{major, minor}
+	if name, known := t.names.Load(key); known {
+		return name.(string)
+	}
+	name := stats.DeviceName(major, minor)
+	t.names.Store(key, name)
+	return name
 }
