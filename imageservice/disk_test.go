@@ -33,31 +33,46 @@ func small(t testing.TB, size string) string {
 }
 
 // disk mounts an ext4 file system of its own for a test, whose device lies in memory, so that syncing costs nothing.
-func disk(t testing.TB, size string, options ...string) string {
+func disk(t testing.TB, size string) string {
+	t.Helper()
+	image := filepath.Join(memory(t), "image")
+	command(t, "truncate", "-s", size, image)
+	command(t, "mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,nodiscard", image)
+	return mounted(t, image)
+}
+
+// memory is a directory in memory.
+func memory(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root")
 	}
-	memory, err := os.MkdirTemp("/dev/shm", "disk-")
+	dir, err := os.MkdirTemp("/dev/shm", "disk-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(memory) }) // gone at the latest with the machine
-	image, dir := filepath.Join(memory, "image"), t.TempDir()
-	run := func(name string, args ...string) {
-		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-			t.Fatalf("%s %q: %v: %s", name, args, err, out)
-		}
-	}
-	run("truncate", "-s", size, image)
-	run("mkfs.ext4", append([]string{"-q", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"}, append(options, image)...)...)
-	run("mount", "-n", "-o", "loop", image, dir)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // gone at the latest with the machine
+	return dir
+}
+
+// mounted mounts a file with a file system.
+func mounted(t testing.TB, image string) string {
+	t.Helper()
+	dir := t.TempDir()
+	command(t, "mount", "-n", "-o", "loop", image, dir)
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})
 	return dir
+}
+
+func command(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
 }
 
 func free(t testing.TB, dir string) uint64 {

@@ -39,11 +39,11 @@ func (s *Step) Has(mark string) bool {
 }
 
 // Record runs cmd to its end and returns the steps, the state before included. What is there before is taken for safe. The
-// program calls Watch first of all.
-func Record(dir string, cmd *exec.Cmd) ([]Step, error) {
+// program calls Watch first of all. each is called after each step, while the program stands still; nil: nothing is.
+func Record(dir string, cmd *exec.Cmd, each func(at int, s *Step) error) ([]Step, error) {
 	if dir, err := filepath.EvalSymlinks(dir); err != nil {
 		return nil, err
-	} else if r, err := newRecorder(dir); err != nil {
+	} else if r, err := newRecorder(dir, each); err != nil {
 		return nil, err
 	} else {
 		runtime.LockOSThread() // only the thread that began a trace may go on with it
@@ -59,6 +59,7 @@ func Record(dir string, cmd *exec.Cmd) ([]Step, error) {
 // recorder traces one program.
 type recorder struct {
 	dir     string
+	each    func(at int, s *Step) error
 	reader  treeReader
 	steps   []Step
 	threads map[int]bool // true: has been seen to stop
@@ -74,8 +75,8 @@ type change struct {
 	op      string
 }
 
-func newRecorder(dir string) (*recorder, error) {
-	r := &recorder{dir: dir, threads: map[int]bool{}}
+func newRecorder(dir string, each func(int, *Step) error) (*recorder, error) {
+	r := &recorder{dir: dir, each: each, threads: map[int]bool{}}
 	first, err := r.reader.read(dir)
 	if err != nil {
 		return nil, err
@@ -274,6 +275,9 @@ func (r *recorder) step(c change) error {
 		return nil // it was elsewhere
 	}
 	r.steps = append(r.steps, s)
+	if r.each != nil {
+		return r.each(len(r.steps)-1, &s)
+	}
 	return nil
 }
 
