@@ -365,7 +365,7 @@ func TestRegistriesThatLieAreToldAndLeaveNothing(t *testing.T) {
 		"config without digest":  {configField("digest", ""), ErrInvalidImage, []string{"invalid checksum digest"}},
 		"config of other bytes": {func(_ *testing.T, l *liar) {
 			l.img.Blobs[l.img.ID] = bytes.Repeat([]byte("x"), len(l.img.Config))
-		}, ErrInvalidImage, []string{"stage resolve", "digest is"}},
+		}, ErrInvalidImage, []string{"stage config", "digest is"}},
 		"config not JSON":       {func(t *testing.T, l *liar) { setConfig(t, l, []byte("<html>")) }, ErrInvalidImage, []string{"config sha256:", "invalid character"}},
 		"config without rootfs": {func(t *testing.T, l *liar) { setConfig(t, l, []byte("{}")) }, ErrInvalidImage, []string{"rootfs.type"}},
 		"config with too few diff ids": {func(t *testing.T, l *liar) {
