@@ -353,9 +353,18 @@ func TestRegistriesThatLieAreToldAndLeaveNothing(t *testing.T) {
 		"index type without entries": {func(_ *testing.T, l *liar) {
 			l.img.SetManifest([]byte(`{"schemaVersion":2}`), ocispec.MediaTypeImageIndex)
 		}, ErrInvalidImage, []string{"its content is not that of"}},
-		"not JSON":       {manifestText("<html>"), ErrInvalidImage, []string{"stage resolve", "invalid character"}},
-		"empty manifest": {manifestText("{}"), ErrInvalidImage, []string{"its content is not that of"}},
-		"schema 1":       {manifestText(`{"schemaVersion":1,"fsLayers":[]}`), ErrInvalidImage, []string{"schema 1"}},
+		"layers twice":                    {manifestText(`{"schemaVersion":2,"layers":[],"config":{},"layers":[{}]}`), ErrInvalidImage, []string{`field "layers" is there twice`}},
+		"layers twice, spelt differently": {manifestText(`{"schemaVersion":2,"layers":[],"Layers":[]}`), ErrInvalidImage, []string{`field "Layers" is there twice`}},
+		"digest of config twice":          {manifestText(`{"schemaVersion":2,"layers":[],"config":{"digest":"a","digest":"b"}}`), ErrInvalidImage, []string{`field "digest" is there twice`}},
+		"diff ids twice": {func(t *testing.T, l *liar) {
+			setConfig(t, l, append(bytes.TrimSuffix(bytes.TrimSpace(l.img.Config), []byte("}")), `,"rootfs":{"type":"layers","diff_ids":[]}}`...))
+		}, ErrInvalidImage, []string{`field "rootfs" is there twice`}},
+		"fields of wrong types": {manifestText(`{"schemaVersion":"2","layers":{}}`), ErrInvalidImage, []string{"stage resolve", "manifest sha256:"}},
+		"very deep JSON":        {manifestText(strings.Repeat("[", 100_000)), ErrInvalidImage, []string{"stage resolve"}},
+		"too many entries":      {manifestText(`{"schemaVersion":2,"manifests":[` + strings.Repeat("{},", maxDescriptors) + "{}]}"), ErrInvalidImage, []string{"more than 1000 descriptors"}},
+		"not JSON":              {manifestText("<html>"), ErrInvalidImage, []string{"stage resolve", "invalid character"}},
+		"empty manifest":        {manifestText("{}"), ErrInvalidImage, []string{"its content is not that of"}},
+		"schema 1":              {manifestText(`{"schemaVersion":1,"fsLayers":[]}`), ErrInvalidImage, []string{"schema 1"}},
 		"HTML page": {func(_ *testing.T, l *liar) { l.img.SetManifest([]byte(`{"a":1}`), "text/html") },
 			ErrInvalidImage, []string{`media type "text/html" is not a container image's`}},
 		"artifact":               {configField("mediaType", "application/vnd.oci.empty.v1+json"), ErrInvalidImage, []string{"not a container image"}},

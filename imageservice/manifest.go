@@ -85,6 +85,9 @@ func parseDocument(m remote.Manifest) (doc document, index bool, err error) {
 	if err := json.Unmarshal(m.Bytes, &doc); err != nil {
 		return doc, false, invalidf("manifest %s: %w", m.Digest, err)
 	}
+	if err := repeated(m.Bytes); err != nil {
+		return doc, false, invalidf("manifest %s: %w", m.Digest, err)
+	}
 	kind := doc.MediaType
 	if kind == "" {
 		kind = m.MediaType
@@ -227,6 +230,9 @@ func (s *Service) fetchConfig(ctx context.Context, src documents, r *resolved, w
 	}
 	id := r.doc.Config.Digest
 	if r.image, err = parseConfig(r.config); err != nil {
+		return invalidf("config %s: %w", id, err)
+	}
+	if err := repeated(r.config); err != nil {
 		return invalidf("config %s: %w", id, err)
 	}
 	if r.image.RootFS.Type != "layers" {

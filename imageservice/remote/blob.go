@@ -25,6 +25,7 @@ type Blob struct {
 	parts   *parts        // nil unless the rest comes in parts
 	single  bool          // no parts: they went wrong before
 	mixed   bool          // parts have been given to the reader
+	again   bool          // it was begun anew because several endpoints may have been to blame
 	begun   time.Time     // of the first Read
 	waited  time.Duration // in Read
 	missed  atomic.Int64  // see Lost
@@ -43,7 +44,7 @@ func (s *Session) Blob(ctx context.Context, desc ocispec.Descriptor) *Blob {
 // restart lets the next Read begin with the first byte.
 func (b *Blob) restart() {
 	b.offset, b.safe, b.end, b.whole = 0, 0, b.desc.Size, false
-	b.begun, b.waited, b.mixed = time.Time{}, 0, false
+	b.begun, b.waited, b.mixed, b.several = time.Time{}, 0, false, false
 	if lanes := b.s.cfg.Lanes; lanes != nil && !b.single && b.desc.Size >= 2*lanes.head {
 		b.end = lanes.head
 	}
@@ -91,6 +92,12 @@ func (b *Blob) Reject(cause error) error {
 	}
 	if i := slices.Index(b.plan.hosts, b.from); i >= 0 {
 		b.plan.next = i
+	}
+	if b.several && !b.again { // one that sent the begin may have lied: the last is asked for everything
+		b.plan.attempts = append(b.plan.attempts, Attempt{URL: b.name + " and endpoints before it", Err: cause, Took: time.Since(b.begun)})
+		b.again, b.err = true, nil
+		b.restart()
+		return nil
 	}
 	b.err = b.plan.failed(b.ctx, b.name, cause)
 	if b.err == nil && len(b.plan.hosts) == 0 {

@@ -92,6 +92,13 @@ func TestTrickleIsLeftForAnotherEndpoint(t *testing.T) {
 		t.Errorf("the other endpoint was asked for %q, not for the rest", ranges)
 	}
 
+	// One that lies besides has not spoilt what the other one sends.
+	liar := serveHTTP(t, false, trickle(bytes.Repeat([]byte("y"), len(blob)), 5*time.Millisecond))
+	cfg = patience(hosts(t, "registry.test", "server = \""+good.URL+"\"\n[host.\""+liar.URL+"\"]\n"))
+	if got, err := open(t, cfg, "registry.test/app", Auth{}).ReadBlob(t.Context(), desc, 1<<20); err != nil || !bytes.Equal(got, blob) {
+		t.Errorf("after a liar: %d bytes, %v", len(got), err)
+	}
+
 	_, err := open(t, patience(Config{}), slow.host()+"/app", Auth{}).ReadBlob(t.Context(), desc, 1<<20)
 	var fetch *FetchError
 	if !errors.As(err, &fetch) || len(fetch.Attempts) != 2 || !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "too slow: ") {

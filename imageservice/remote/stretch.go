@@ -30,6 +30,7 @@ type stretch struct {
 	body     *body
 	name     string    // of the request that body answers
 	from     *endpoint // which sent body
+	several  bool      // another endpoint has sent what is before
 	offset   int64     // of the next byte for the reader
 	end      int64     // becomes the blob's size when an endpoint sends everything
 	safe     int64     // offset at which failures were last forgiven
@@ -137,6 +138,7 @@ func (b *stretch) open() error {
 	if err != nil {
 		return b.fail(err)
 	}
+	b.several = b.several || b.offset > 0 && b.from != nil && b.from != e
 	b.body, b.from = body, e
 	if err := b.position(resp); err != nil {
 		return b.fail(err)
