@@ -68,8 +68,8 @@ type Container struct {
 
 	stdins map[*os.File]struct{} // what attached clients write to
 
-	spareLeaf *cgroup.Group // of an earlier exec, empty
-	dropped   atomic.Bool   // pause is known not to keep the root any more
+	spareLeaves []*cgroup.Group // of earlier execs, empty
+	dropped     atomic.Bool     // pause is known not to keep the root any more
 }
 
 // record is what must be known of a container after a restart of criserver.

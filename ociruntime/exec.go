@@ -219,16 +219,20 @@ func (e *Exec) Close() {
 	e.c.returnLeaf(e.leaf)
 }
 
-// takeLeaf gives an exec a leaf of its own: the one that an earlier exec left empty, or a new one; nil if the container has
+// maxSpareLeaves is for how many execs at once a container keeps leaves.
+const maxSpareLeaves = 8
+
+// takeLeaf gives an exec a leaf of its own: one that an earlier exec left empty, or a new one; nil if the container has
 // forbidden more groups.
 func (c *Container) takeLeaf() (*cgroup.Group, error) {
 	c.mu.Lock()
-	leaf := c.spareLeaf
-	c.spareLeaf = nil
-	c.mu.Unlock()
-	if leaf != nil {
+	if last := len(c.spareLeaves) - 1; last >= 0 {
+		leaf := c.spareLeaves[last]
+		c.spareLeaves = c.spareLeaves[:last]
+		c.mu.Unlock()
 		return leaf, nil
 	}
+	c.mu.Unlock()
 	leaf, err := c.group.Sub(fmt.Sprintf("exec-%d", c.pod.runtime.newTask()))
 	if errors.Is(err, unix.EAGAIN) {
 		return nil, nil
@@ -236,7 +240,7 @@ func (c *Container) takeLeaf() (*cgroup.Group, error) {
 	return leaf, err
 }
 
-// returnLeaf keeps one empty leaf for the next exec and removes others. One that background processes still use goes with
+// returnLeaf keeps some empty leaves for later execs and removes others. One that background processes still use goes with
 // the container.
 func (c *Container) returnLeaf(leaf *cgroup.Group) {
 	if leaf == nil {
@@ -246,9 +250,9 @@ func (c *Container) returnLeaf(leaf *cgroup.Group) {
 		return
 	}
 	c.mu.Lock()
-	spare := c.spareLeaf == nil
+	spare := len(c.spareLeaves) < maxSpareLeaves
 	if spare {
-		c.spareLeaf = leaf
+		c.spareLeaves = append(c.spareLeaves, leaf)
 	}
 	c.mu.Unlock()
 	if !spare {

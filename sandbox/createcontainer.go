@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,7 +32,8 @@ type building struct {
 	pod     *runtimev1.PodSandboxConfig
 	rtPod   RuntimePod
 	image   imageFacts
-	root    *os.File // a detached mount; nil when somebody else has it
+	root    *os.File       // a detached mount; nil when somebody else has it
+	keeping sync.WaitGroup // keepLayers
 	target  RuntimeContainer
 	volumes []*runtimev1.Mount // of the image, to be mounted beside those of config
 	images  []imageTree        // mounted as volumes; empty when somebody else has them
@@ -264,6 +266,7 @@ func (b *building) delete(ctx context.Context) error {
 
 func (b *building) publish(ctx context.Context) error {
 	b.measureLayer(ctx)
+	b.keeping.Wait()
 	done, err := b.turns.take(ctx) // nobody else knows the container yet
 	if err != nil {
 		return err

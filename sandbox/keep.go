@@ -58,12 +58,17 @@ func keptName(d digest.Digest, id ContainerID) string {
 	return keptPrefix + d.Encoded() + "/" + string(id[:16])
 }
 
-// keepLayers lets pause keep those layers of the image that nobody keeps. It is only for speed: failing is no failure.
+// keepLayers lets pause keep those layers of the image that nobody keeps, while the next steps go on; publish waits for it. It is
+// only for speed: failing is no failure.
 func (b *building) keepLayers(ctx context.Context) error {
-	k := &b.p.s.keeper
-	if k.layers == nil {
-		return nil
+	if b.p.s.keeper.layers != nil {
+		b.keeping.Go(func() { b.handOver(ctx) })
 	}
+	return nil
+}
+
+func (b *building) handOver(ctx context.Context) {
+	k := &b.p.s.keeper
 	for _, d := range b.image.Config.RootFS.DiffIDs {
 		if d.Algorithm() != digest.SHA256 || !k.claim(d, b.id) {
 			continue
@@ -79,18 +84,18 @@ func (b *building) keepLayers(ctx context.Context) error {
 			b.p.s.log.Debug("cannot keep the mount of a layer", "layer", d, "pod", b.p.id, "error", err)
 		}
 	}
-	return nil
 }
 
 // dropLayers ends keepLayers. A pause that is gone keeps nothing.
-func (c *container) dropLayers(ctx context.Context) error {
-	rt := c.p.runtime()
-	for _, d := range c.p.s.keeper.release(c.id) {
+func (b *building) dropLayers(ctx context.Context) error {
+	b.keeping.Wait()
+	rt := b.p.runtime()
+	for _, d := range b.p.s.keeper.release(b.id) {
 		if rt == nil {
 			continue
 		}
-		if err := rt.Drop(ctx, keptName(d, c.id)); err != nil {
-			c.p.s.log.Debug("pause keeps the mount of a layer until it ends", "layer", d, "pod", c.p.id, "error", err)
+		if err := rt.Drop(ctx, keptName(d, b.id)); err != nil {
+			b.p.s.log.Debug("pause keeps the mount of a layer until it ends", "layer", d, "pod", b.p.id, "error", err)
 		}
 	}
 	return nil

@@ -5,6 +5,8 @@
 //	go run ./test/bench [-quick] [-only start,exec,...] [-runc PATH] [-crun COMMAND] [-containerd PATH]
 //	    [-crio PATH -conmon PATH -pinns PATH] [-plugins DIR] [-pods 100]
 //
+// -beside names another build of criserver, which takes part as a peer: so a change is measured, in turns with what was before it.
+//
 // Parts: start, mounts and exec drive package ociruntime beside runc and crun, with one bundle for all; unpack has no peer but
 // the work that cannot be avoided; layers compares roots of EROFS with roots of directories (it drops the machine's caches) and
 // images of many layers with one; pull fetches an image of many small files from docker-registry beside inflating and hashing it,
