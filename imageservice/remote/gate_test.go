@@ -163,3 +163,32 @@ func TestConfigureCountsForLaterSessions(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPartsWithinTheLimit: the parts of a blob do not wait for each other's places, also when each breaks off once.
+func TestPartsWithinTheLimit(t *testing.T) {
+	var broken sync.Map
+	s := serveHTTP(t, false, func(w http.ResponseWriter, r *http.Request) {
+		from, to, whole := span(r)
+		if _, again := broken.LoadOrStore(to, true); again || from == 0 || whole {
+			serveRange(w, r)
+			return
+		}
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(large)))
+		w.Header().Set("Content-Length", fmt.Sprint(to-from))
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write(large[from : from+1])
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	r := New(Config{Limit: Limit{AtOnce: 1}, Lanes: smallLanes(3), Attempts: 50, Backoff: time.Microsecond, MaxBackoff: time.Microsecond})
+	var wg sync.WaitGroup
+	for range 3 {
+		session := r.session(t, s.host()+"/app")
+		wg.Go(func() {
+			if got, err := session.ReadBlob(t.Context(), largeDesc(), 1<<20); err != nil || !bytes.Equal(got, large) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	wg.Wait()
+}
