@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -20,6 +22,17 @@ type Image struct {
 	User        string   // as in the config: "name", "uid", "uid:gid" or empty
 	Pinned      bool     // not to be collected
 	Config      []byte   // as the registry served it
+	DiffIDs     []digest.Digest
+	PulledAt    time.Time // or imported, last
+}
+
+// Platform is what the image was made for, "os/arch/variant".
+func (i *Image) Platform() string {
+	config, err := parseConfig(i.Config)
+	if err != nil { // was parsed before it was stored
+		return ""
+	}
+	return platforms.Format(config.Platform)
 }
 
 // List returns the present images ordered by id.
@@ -63,6 +76,7 @@ func (s *Service) image(img *imagedb.Image) *Image {
 	return &Image{
 		ID: string(img.ID), RepoTags: slices.Clone(img.Names), RepoDigests: slices.Clone(img.RepoDigests),
 		Size: uint64(img.Size), User: img.User, Pinned: img.Pinned || s.isPinned(img), Config: img.Config,
+		DiffIDs: img.DiffIDs, PulledAt: img.PulledAt,
 	}
 }
 

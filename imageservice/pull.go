@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -51,13 +52,17 @@ func (s *Service) Pull(ctx context.Context, r PullRequest) (id string, err error
 	if err != nil {
 		return "", err
 	}
+	preload := s.underWay()
 	verification := s.verification.Load()
 	key, err := pullKey(t, r.Auth, verification)
 	if err != nil {
 		return "", err
 	}
 	id, _, err = s.pulls.do(ctx, key, false, func(ctx context.Context) (string, error) { return s.pull(ctx, t, r.Auth, verification) })
-	return id, classify(t.String(), err)
+	if err = classify(t.String(), err); errors.Is(err, ErrRegistryUnavailable) {
+		return s.fromPreload(ctx, preload, t, err)
+	}
+	return id, err
 }
 
 // pullKey is the same for pulls that may share one run. It begins with the reference; the secrets are in it only as a

@@ -77,6 +77,7 @@ type Service struct {
 
 	registries *remote.Registries
 	pinned     atomic.Pointer[[]string]
+	preloading atomic.Pointer[chan struct{}] // closed when the last Preload has ended; nil: there was none
 
 	verification atomic.Pointer[Verification]
 }

@@ -16,6 +16,7 @@ import (
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/cni"
+	"github.com/criserver/criserver/control"
 	"github.com/criserver/criserver/cri"
 	"github.com/criserver/criserver/cri/streaming"
 	"github.com/criserver/criserver/imageservice"
@@ -106,8 +107,12 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		})
 		streams.Serve(pods)
 		n.closers = append(n.closers, streams.Close) // runs before that of pods: commands end with their streams
+		if err := n.serveControl(control.Config{Images: images, Layers: layers, Written: pods.Written, Containers: imagesOf(pods)}); err != nil {
+			return err
+		}
 		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images,
 			Streams: streams, Network: rpcNetwork{network}})
+		n.preload(images)
 		return nil
 	}
 	return n, nil
@@ -211,6 +216,32 @@ func (n *node) assembleImages(recorder *stage.Recorder) (*layer.Store, *imageser
 		return layers.Sync(ctx) // what was pulled last need not be pulled again after a power loss
 	})
 	return layers, images, nil
+}
+
+// imagesOf gives the image of each container, and those that are its volumes.
+func imagesOf(pods *sandbox.Service) func() []string {
+	return func() (ids []string) {
+		for _, c := range pods.ListContainers() {
+			ids = append(append(ids, c.ImageID), c.ImageVolumes...)
+		}
+		return ids
+	}
+}
+
+// preload imports what lies in the preload directory, in the background: pods that are there do not wait for it.
+func (n *node) preload(images *imageservice.Service) {
+	dir := n.config.Images.Preload
+	if dir == "" {
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); images.Preload(ctx, dir) }()
+	n.closers = append(n.closers, func(context.Context) error {
+		stop()
+		<-done
+		return nil
+	})
 }
 
 func (n *node) assembleStreaming(ctx context.Context) (*streaming.Server, error) {

@@ -65,6 +65,9 @@ func validate(c *Config) []string {
 		add("images.pinned", "%v", err)
 	}
 	c.Images.Verify.check(absolute, add)
+	if c.Images.Preload != "" {
+		absolute("images.preload", c.Images.Preload)
+	}
 	checkPulls(c.Images, add)
 	checkMetrics(c.Metrics, add)
 	oneOf("images.store", c.Images.Store, "auto", "erofs", "overlay")

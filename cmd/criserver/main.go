@@ -23,6 +23,9 @@ func main() {
 	if ended := (containerError{}); errors.As(err, &ended) {
 		os.Exit(int(ended.code))
 	}
+	if coded := (codeError{}); errors.As(err, &coded) {
+		os.Exit(coded.code)
+	}
 	os.Exit(1)
 }
 
@@ -36,6 +39,6 @@ func newRoot() *cobra.Command {
 	}
 	flags := &flags{}
 	flags.register(root.PersistentFlags())
-	root.AddCommand(newServe(flags), newConfig(flags), newCheck(flags), newVersion(), newDebug())
+	root.AddCommand(newServe(flags), newConfig(flags), newCheck(flags), newVersion(), newImages(flags), newDebug())
 	return root
 }

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/criserver/criserver/control"
+	"github.com/criserver/criserver/imageservice"
+	"github.com/criserver/criserver/imageservice/archive"
+	"github.com/criserver/criserver/test/registry"
+)
+
+// archiveOf writes an archive with one image.
+func archiveOf(t *testing.T, path, name string) (id string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := registry.Tar(t, registry.File{Header: tar.Header{Name: "text"}, Body: strings.Repeat(name, 2000)})
+	img := registry.Build(t, registry.Spec{Layers: []registry.Layer{{Tar: plain}}})
+	err = archive.Write(f, []archive.Export{{Names: []string{name}, Desc: img.Desc, Manifest: img.Manifest, Config: img.Config,
+		Layers: []archive.Layer{{DiffID: img.Layers[0].Digest, Size: int64(len(plain)), Write: func(w io.Writer) error {
+			_, err := w.Write(plain)
+			return err
+		}}}}})
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return img.ID.String()
+}
+
+// What `criserver images` does without a daemon, and what it says.
+func TestImagesOffline(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("layers need root")
+	}
+	dir := t.TempDir()
+	criserver := installed(t, filepath.Join(dir, "bin"))
+	images := func(args ...string) (string, int) {
+		return criserver(append([]string{"images", "--root", filepath.Join(dir, "root"), "--state", filepath.Join(dir, "state")}, args...)...)
+	}
+	in, out := filepath.Join(dir, "in.tar"), filepath.Join(dir, "out.tar.gz")
+	id := archiveOf(t, in, "example.com/app:1")
+	for _, row := range []struct {
+		args []string
+		want []string
+		code int
+	}{
+		{[]string{"list"}, []string{"does not run", "--offline"}, exitNotRunning},
+		{[]string{"--offline", "list"}, []string{"NAME"}, 0},
+		{[]string{"--offline", "import", in}, []string{id, "example.com/app:1"}, 0},
+		{[]string{"--offline", "import", in}, []string{"(was present)"}, 0},
+		{[]string{"--offline", "import", filepath.Join(dir, "no such")}, []string{"no such file"}, 1},
+		{[]string{"--offline", "import", "--platform", "linux/amd64", "--all-platforms", in}, []string{"platform"}, 1},
+		{[]string{"--offline", "list"}, []string{"example.com/app:1", short(id), "just now"}, 0},
+		{[]string{"--offline", "verify"}, []string{"good"}, 0},
+		{[]string{"--offline", "usage"}, []string{"example.com/app:1", "1 layers take"}, 0},
+		{[]string{"--offline", "export", "-o", out, "example.com/app:1"}, nil, 0},
+		{[]string{"--offline", "export", "-o", filepath.Join(dir, "nothing"), "no/such"}, []string{"image not found: no/such"}, 1},
+		{[]string{"--offline", "export", "example.com/app:1"}, []string{"output"}, 1},
+		{[]string{"--offline", "prune", "--older-than", "1h"}, []string{"freed 0 B"}, 0},
+		{[]string{"--offline", "prune", "--dry-run"}, []string{"would remove " + short(id), "would free"}, 0},
+		{[]string{"--offline", "remove", "example.com/app:1"}, []string{"removed " + short(id), "freed"}, 0},
+		{[]string{"--offline", "remove", "example.com/app:1"}, []string{"image not found"}, 1},
+		{[]string{"--offline", "import", out}, []string{id}, 0},
+	} {
+		text, code := images(row.args...)
+		if code != row.code {
+			t.Errorf("%q: exit code %d instead of %d: %s", row.args, code, row.code, text)
+		}
+		for _, want := range row.want {
+			if !strings.Contains(text, want) {
+				t.Errorf("%q: no %q in %s", row.args, want, text)
+			}
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "*nothing*")); len(left) > 0 {
+		t.Errorf("a failed export left %q", left)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".criserver-export-*")); len(left) > 0 {
+		t.Errorf("exports left %q", left)
+	}
+	text, _ := images("--offline", "--json", "list")
+	var list []control.Image
+	if err := json.Unmarshal([]byte(text), &list); err != nil || len(list) != 1 || list[0].ID != id {
+		t.Errorf("JSON is %s, %v", text, err)
+	}
+	lock, err := lockDir("root", filepath.Join(dir, "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if text, code := images("--offline", "list"); code != 1 || !strings.Contains(text, "is in use by the criserver with pid") {
+		t.Errorf("beside a criserver that runs: exit code %d, %s", code, text)
+	}
+	var usage imageservice.DiskUsage
+	if err := showUsage(io.Discard, usage); err != nil {
+		t.Error(err)
+	}
+}
+
+// Verify says which image is damaged, and its exit code does.
+func TestImagesVerifyFindsDamage(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("layers need root")
+	}
+	dir := t.TempDir()
+	criserver := installed(t, filepath.Join(dir, "bin"))
+	in := filepath.Join(dir, "in.tar")
+	archiveOf(t, in, "example.com/app:1")
+	args := []string{"images", "--offline", "--root", filepath.Join(dir, "root"), "--state", filepath.Join(dir, "state")}
+	if text, code := criserver(append(args, "import", in)...); code != 0 {
+		t.Fatal(text)
+	}
+	found := 0
+	for _, pattern := range []string{"root/layers/layers/*/data", "root/layers/layers/*/fs/text"} {
+		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
+		for _, path := range paths {
+			found++
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data[0] ^= 1
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	text, code := criserver(append(args, "verify")...)
+	if found != 1 || code != exitDamaged || !strings.Contains(text, "DAMAGED") || !strings.Contains(text, "example.com/app:1") {
+		t.Errorf("%d files were damaged; exit code %d: %s", found, code, text)
+	}
+}
+
+func TestBar(t *testing.T) {
+	var b bytes.Buffer
+	lines := &bar{w: &b, what: "import", began: time.Now(), last: time.Now().Add(-time.Hour)}
+	lines.show(control.Progress{Done: 3 << 20, Total: 4 << 20})
+	lines.show(control.Progress{Done: 4 << 20, Total: 4 << 20}) // too soon for another line
+	lines.end(true)
+	if got := b.String(); got != "import:  75% 3.0 MiB of 4.0 MiB\n" {
+		t.Errorf("lines: %q", got)
+	}
+	b.Reset()
+	terminal := &bar{w: &b, what: "import", terminal: true, began: time.Now()}
+	terminal.show(control.Progress{Done: 1, Total: 2})
+	terminal.end(true)
+	if got := b.String(); got != "\r\x1b[Kimport:  50% 1 B of 2 B [===============               ]\r\x1b[K" {
+		t.Errorf("terminal: %q", got)
+	}
+	for bytes, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KiB", 5 << 30: "5.0 GiB", 3 << 50: "3072.0 TiB"} {
+		if got := human(bytes); got != want {
+			t.Errorf("%d is %q instead of %q", bytes, got, want)
+		}
+	}
+}
+
+func TestPreloadIsAbsolute(t *testing.T) {
+	c := defaultConfig()
+	c.Images.Preload = "archives"
+	if faults := strings.Join(validate(&c), "\n"); !strings.Contains(faults, `images.preload: "archives" is not an absolute path`) {
+		t.Errorf("faults are %s", faults)
+	}
+}
