@@ -10,7 +10,6 @@ import (
 	"path"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -18,7 +17,7 @@ import (
 const blobsDir = "blobs/"
 
 // AnnotationName has the whole name of an image in the index of an archive, as containerd and Docker write it.
-const AnnotationName = images.AnnotationImageName
+const AnnotationName = "io.containerd.image.name"
 
 // Archive is an open archive. Everything but Close is safe to be called from several goroutines.
 type Archive struct {

@@ -8,13 +8,19 @@ import (
 	"io"
 	"io/fs"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const dockerFile = "manifest.json"
+
+// Docker's media types.
+const (
+	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	dockerConfig   = "application/vnd.docker.container.image.v1+json"
+	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
+)
 
 // dockerImage is an entry of manifest.json.
 type dockerImage struct {
@@ -69,8 +75,8 @@ func (a *Archive) addDocker(img dockerImage, make bool) error {
 	}
 	a.blobs[id] = blob{data: config}
 	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: images.MediaTypeDockerSchema2Manifest,
-		Config: ocispec.Descriptor{MediaType: images.MediaTypeDockerSchema2Config, Digest: id, Size: int64(len(config))},
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: dockerManifest,
+		Config: ocispec.Descriptor{MediaType: dockerConfig, Digest: id, Size: int64(len(config))},
 		Layers: []ocispec.Descriptor{},
 	}
 	for i, name := range img.Layers {
@@ -104,7 +110,7 @@ func (a *Archive) readNamed(name string) ([]byte, error) {
 
 // dockerLayer describes a layer. A plain one has the digest that the config says; a packed one is read for its own.
 func (a *Archive) dockerLayer(name string, diffID digest.Digest) (ocispec.Descriptor, error) {
-	desc := ocispec.Descriptor{MediaType: images.MediaTypeDockerSchema2Layer, Digest: diffID}
+	desc := ocispec.Descriptor{MediaType: dockerLayer, Digest: diffID}
 	if err := diffID.Validate(); err != nil {
 		return desc, invalidf("rootfs.diff_ids has %q: %w", diffID, err)
 	}
@@ -129,9 +135,9 @@ func (a *Archive) dockerLayer(name string, diffID digest.Digest) (ocispec.Descri
 		if desc.Digest, err = digest.FromReader(f); err != nil {
 			return desc, fmt.Errorf("read %q: %w", name, err)
 		}
-		desc.MediaType = images.MediaTypeDockerSchema2LayerGzip
+		desc.MediaType = dockerLayer + ".gzip"
 		if bytes.HasPrefix(head, magicZstd) {
-			desc.MediaType = images.MediaTypeDockerSchema2LayerZstd
+			desc.MediaType = dockerLayer + ".zstd"
 		}
 	}
 	a.blobs[desc.Digest] = blob{name: name}
