@@ -15,11 +15,6 @@ import (
 	"github.com/criserver/criserver/store/layer"
 )
 
-// Verifier reads a layer and says whether it is as it was unpacked; the error is layer.ErrDamaged if it is not.
-type Verifier interface {
-	Verify(ctx context.Context, diffID digest.Digest) error
-}
-
 // calls are what can be asked for.
 var calls = map[string]func(*Server, context.Context, request, *os.File, *replies) (any, error){
 	"list": func(s *Server, _ context.Context, r request, _ *os.File, _ *replies) (any, error) {
@@ -181,7 +176,7 @@ func (s *Server) verify(ctx context.Context, r request, _ *os.File, out *replies
 
 func (s *Server) verifyLayer(ctx context.Context, id digest.Digest) (Layer, error) {
 	l := Layer{DiffID: string(id)}
-	if err := s.config.Layers.Verify(ctx, id); err != nil {
+	if err := s.config.Images.VerifyLayer(ctx, id); err != nil {
 		if ctx.Err() != nil {
 			return l, err
 		}

@@ -47,7 +47,7 @@ func newDaemon(t *testing.T) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Serve(l, Config{Images: d.images, Layers: d.layers, Containers: func() []string { return d.used }, SpoolDir: d.root, Log: slog.New(slog.DiscardHandler)})
+	s := Serve(l, Config{Images: d.images, Containers: func() []string { return d.used }, SpoolDir: d.root, Log: slog.New(slog.DiscardHandler)})
 	t.Cleanup(func() { _ = s.Close() })
 	return d
 }

@@ -28,7 +28,6 @@ const (
 // Config says what calls work on.
 type Config struct {
 	Images *imageservice.Service
-	Layers Verifier
 	// Containers gives the id of each container's image, and Written what it has written; nil means there are none.
 	Containers func() []string
 	Written    func(container string) (bytes, inodes uint64, known bool)

@@ -22,4 +22,5 @@ type LayerStore interface {
 	RemoveRoot(containerID string) error
 	Archive(ctx context.Context, diffID digest.Digest, w io.Writer) error
 	ArchiveSize(diffID digest.Digest) (int64, error)
+	Verify(ctx context.Context, diffID digest.Digest) error
 }

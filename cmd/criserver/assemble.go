@@ -107,7 +107,7 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		})
 		streams.Serve(pods)
 		n.closers = append(n.closers, streams.Close) // runs before that of pods: commands end with their streams
-		if err := n.serveControl(control.Config{Images: images, Layers: layers, Written: pods.Written, Containers: imagesOf(pods)}); err != nil {
+		if err := n.serveControl(control.Config{Images: images, Written: pods.Written, Containers: imagesOf(pods)}); err != nil {
 			return err
 		}
 		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images,

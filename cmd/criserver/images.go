@@ -117,11 +117,11 @@ func offline(config Config) (path string, end func(), err error) {
 		}
 		n.closers = append(n.closers, func(context.Context) error { return lock.Close() })
 	}
-	layers, images, err := n.assembleImages(stage.NewRecorder(1))
+	_, images, err := n.assembleImages(stage.NewRecorder(1))
 	if err != nil {
 		return "", nil, err
 	}
-	if err := n.serveControl(control.Config{Images: images, Layers: layers}); err != nil {
+	if err := n.serveControl(control.Config{Images: images}); err != nil {
 		return "", nil, err
 	}
 	return control.Socket(config.State), closeAll, nil
