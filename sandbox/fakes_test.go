@@ -387,8 +387,8 @@ func (n *node) GC(_ context.Context, live []cni.Attached) error {
 // Kept and Adopt are those of a layer store.
 func (n *node) Kept(digest.Digest) (*os.File, error) { return os.Open(os.DevNull) }
 
-func (n *node) Adopt(d digest.Digest, f *os.File) error {
-	return errors.Join(f.Close(), n.effect("Adopt", func() { n.adopted = append(n.adopted, d) }))
+func (n *node) Adopt(f *os.File) (digest.Digest, error) {
+	return testLayer, errors.Join(f.Close(), n.effect("Adopt", func() { n.adopted = append(n.adopted, testLayer) }))
 }
 
 // testLayer is the only layer of testImage.

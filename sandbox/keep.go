@@ -2,8 +2,9 @@ package sandbox
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -13,8 +14,8 @@ import (
 // LayerMounts hands the mounts of layers out to be kept by pods, and takes them back after a restart; *layer.Store is
 // one. Without it every layer would be mounted, and its page cache filled, a second time beside the containers that run.
 type LayerMounts interface {
-	Kept(digest.Digest) (*os.File, error) // nil if there is nothing to keep
-	Adopt(digest.Digest, *os.File) error
+	Kept(digest.Digest) (*os.File, error)  // nil if there is nothing to keep
+	Adopt(*os.File) (digest.Digest, error) // "" if its layer is gone
 }
 
 // keeper knows which container keeps the mount of each layer: the first that used it. A mount is kept no longer than
@@ -22,8 +23,9 @@ type LayerMounts interface {
 type keeper struct {
 	layers LayerMounts // nil: nothing is kept
 
-	mu sync.Mutex
-	by map[digest.Digest]ContainerID
+	mu    sync.Mutex
+	by    map[digest.Digest]ContainerID
+	names map[ContainerID][]string // under which pause has them
 }
 
 // claim makes c the keeper of a layer that has none.
@@ -37,25 +39,35 @@ func (k *keeper) claim(d digest.Digest, id ContainerID) bool {
 	return true
 }
 
-// release ends all that a container keeps and returns it.
-func (k *keeper) release(id ContainerID) []digest.Digest {
+// note remembers a name under which the pause of a container's pod keeps mounts.
+func (k *keeper) note(id ContainerID, name string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var kept []digest.Digest
+	k.names[id] = append(k.names[id], name)
+}
+
+// release ends all that a container keeps and returns the names.
+func (k *keeper) release(id ContainerID) []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for d, by := range k.by {
 		if by == id {
-			kept = append(kept, d)
 			delete(k.by, d)
 		}
 	}
-	return kept
+	names := k.names[id]
+	delete(k.names, id)
+	return names
 }
 
-const keptPrefix = "layer/"
+const (
+	keptPrefix = "layers/"
+	keptAtOnce = 200 // as many descriptors as one message takes
+)
 
-// keptName is under what pause keeps a layer: with the algorithm it would be too long.
-func keptName(d digest.Digest, id ContainerID) string {
-	return keptPrefix + d.Encoded() + "/" + string(id[:16])
+// keptName is under what pause keeps the n-th lot of mounts for a container.
+func keptName(id ContainerID, n int) string {
+	return fmt.Sprintf("%s%s/%d", keptPrefix, id[:16], n)
 }
 
 // keepLayers lets pause keep those layers of the image that nobody keeps, while the next steps go on; publish waits for it. It is
@@ -69,20 +81,32 @@ func (b *building) keepLayers(ctx context.Context) error {
 
 func (b *building) handOver(ctx context.Context) {
 	k := &b.p.s.keeper
+	log := b.p.s.log.With("pod", b.p.id)
+	var files []*os.File
 	for _, d := range b.image.Config.RootFS.DiffIDs {
-		if d.Algorithm() != digest.SHA256 || !k.claim(d, b.id) {
+		if !k.claim(d, b.id) {
 			continue
 		}
 		f, err := k.layers.Kept(d)
-		if f == nil && err == nil {
+		if err != nil {
+			log.Debug("cannot keep the mount of a layer", "layer", d, "error", err)
+		}
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	n := 0
+	for lot := range slices.Chunk(files, keptAtOnce) {
+		name := keptName(b.id, n)
+		n++
+		if err := b.rtPod.Keep(ctx, name, lot...); err != nil {
+			log.Debug("cannot keep the mounts of layers", "layers", len(lot), "error", err)
 			continue
 		}
-		if err == nil {
-			err = errors.Join(b.rtPod.Keep(ctx, keptName(d, b.id), f), f.Close())
-		}
-		if err != nil {
-			b.p.s.log.Debug("cannot keep the mount of a layer", "layer", d, "pod", b.p.id, "error", err)
-		}
+		k.note(b.id, name)
+	}
+	for _, f := range files {
+		_ = f.Close() // of a mount: nothing to lose
 	}
 }
 
@@ -90,12 +114,12 @@ func (b *building) handOver(ctx context.Context) {
 func (b *building) dropLayers(ctx context.Context) error {
 	b.keeping.Wait()
 	rt := b.p.runtime()
-	for _, d := range b.p.s.keeper.release(b.id) {
+	for _, name := range b.p.s.keeper.release(b.id) {
 		if rt == nil {
 			continue
 		}
-		if err := rt.Drop(ctx, keptName(d, b.id)); err != nil {
-			b.p.s.log.Debug("pause keeps the mount of a layer until it ends", "layer", d, "pod", b.p.id, "error", err)
+		if err := rt.Drop(ctx, name); err != nil {
+			b.p.s.log.Debug("pause keeps the mounts of layers until it ends", "pod", b.p.id, "error", err)
 		}
 	}
 	return nil
@@ -104,28 +128,34 @@ func (b *building) dropLayers(ctx context.Context) error {
 // adoptLayers takes back what a pod's pause kept for an earlier criserver.
 func (s *Service) adoptLayers(p *pod, rt RuntimePod) {
 	for _, name := range rt.KeptNames() {
-		hex, short, ok := strings.Cut(strings.TrimPrefix(name, keptPrefix), "/")
+		short, _, ok := strings.Cut(strings.TrimPrefix(name, keptPrefix), "/")
 		if !ok || !strings.HasPrefix(name, keptPrefix) {
 			continue
 		}
+		var keeps ContainerID
+		for _, c := range p.containers(func(containerPhase) bool { return true }) {
+			if strings.HasPrefix(string(c.id), short) {
+				keeps = c.id
+				s.keeper.note(c.id, name)
+			}
+		}
 		for _, f := range rt.Kept(name) {
-			s.adoptLayer(p, digest.NewDigestFromEncoded(digest.SHA256, hex), ContainerID(short), f)
+			s.adoptLayer(p, keeps, f)
 		}
 	}
 }
 
-// adoptLayer takes over f.
-func (s *Service) adoptLayer(p *pod, d digest.Digest, short ContainerID, f *os.File) {
-	if s.keeper.layers == nil || d.Validate() != nil {
+// adoptLayer takes over f, which container keeps.
+func (s *Service) adoptLayer(p *pod, container ContainerID, f *os.File) {
+	if s.keeper.layers == nil {
 		_ = f.Close() // of a mount: nothing to lose
 		return
 	}
-	for _, c := range p.containers(func(containerPhase) bool { return true }) {
-		if strings.HasPrefix(string(c.id), string(short)) {
-			s.keeper.claim(d, c.id)
-		}
+	d, err := s.keeper.layers.Adopt(f)
+	if err != nil {
+		s.log.Warn("cannot take the mount of a layer back", "pod", p.id, "error", err)
 	}
-	if err := s.keeper.layers.Adopt(d, f); err != nil {
-		s.log.Warn("cannot take the mount of a layer back", "layer", d, "pod", p.id, "error", err)
+	if d != "" && container != "" {
+		s.keeper.claim(d, container)
 	}
 }

@@ -191,7 +191,7 @@ func newService(config Config) (*Service, error) {
 		podRemovals: stage.NewGroup[struct{}]("RemovePodSandbox", config.Recorder, config.Log),
 		swept:       make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
 	s.settings.Store(config.Settings.settled())
-	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}}
+	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}, names: map[ContainerID][]string{}}
 	s.table.Store(&table{})
 	for dir, mode := range map[string]os.FileMode{config.StateDir: 0o711, s.podsDir(): 0o711, s.volumesDir(): 0o700} { // see ociruntime: bundles are in pods
 		if err := errors.Join(os.MkdirAll(dir, mode), os.Chmod(dir, mode)); err != nil {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/store/layer/tartest"
 )
 
 // manyFiles makes a layer like a distribution's root: files with the sizes of one (half below 3 KiB, a few of
@@ -145,5 +148,29 @@ func BenchmarkUnpack(b *testing.B) {
 				b.StartTimer()
 			}
 		})
+	}
+}
+
+// BenchmarkRoot builds and removes the root of a container.
+func BenchmarkRoot(b *testing.B) {
+	for _, format := range []Format{EROFS, Overlay} {
+		s := open(b, Config{Root: b.TempDir(), Format: format})
+		var layers []digest.Digest
+		for i := range 60 {
+			layers = append(layers, add(b, s, tartest.Archive(b, tar.Header{Name: fmt.Sprintf("etc/f%d", i), Size: 1})))
+		}
+		for _, n := range []int{1, 10, 60} {
+			b.Run(fmt.Sprintf("%s of %d layers", format, n), func(b *testing.B) {
+				for b.Loop() {
+					root, err := s.Root(ctx, "c", layers[:n], RootOptions{})
+					if err != nil {
+						b.Fatal(err)
+					}
+					if err := errors.Join(root.Close(), s.RemoveRoot("c")); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
 	}
 }

@@ -58,31 +58,40 @@ func (s *Store) Kept(id digest.Digest) (*os.File, error) {
 	return dup(e.mount.file)
 }
 
-// Adopt takes back a mount of Kept; f is consumed. One that is of no use, because the layer is gone or mounted already
-// or because f is something else, is closed; the error tells only of the last.
-func (s *Store) Adopt(id digest.Digest, f *os.File) error {
-	s.mu.Lock()
-	e := s.layers[id]
-	s.mu.Unlock()
-	if e == nil || e.Format != EROFS || s.config.roots != rootsDetached {
-		return f.Close()
-	}
+// Adopt takes back a mount of Kept and says whose it is; f is consumed. One that is of no use, because the layer is
+// mounted already, or gone (id is "" then), is closed. The error says that f is no layer's mount.
+func (s *Store) Adopt(f *os.File) (id digest.Digest, err error) {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.EROFS_SUPER_MAGIC_V1 || st.Fsid.Val != fsid(e.uuid) {
-		return errors.Join(fmt.Errorf("adopt layer %s: the descriptor is not its mount", id), err, f.Close())
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.EROFS_SUPER_MAGIC_V1 {
+		return "", errors.Join(errors.New("adopt layer: the descriptor is not the mount of one"), err, f.Close())
 	}
-	var err error
+	e := s.byFsid(st.Fsid.Val)
+	if e == nil || s.config.roots != rootsDetached {
+		return "", f.Close()
+	}
+	var direct error
 	if s.direct { // the last store may have ended before it could
-		err = makeDirect(f)
+		direct = makeDirect(f)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.removed || e.mount != nil || s.closed {
-		return f.Close()
+		return e.DiffID, f.Close()
 	}
 	e.mount = &lowerMount{file: f}
-	if err != nil {
-		s.config.Log.Warn("layer store: page cache is kept twice", "layer", id, "error", err)
+	if direct != nil {
+		s.config.Log.Warn("layer store: page cache is kept twice", "layer", e.DiffID, "error", direct)
+	}
+	return e.DiffID, nil
+}
+
+func (s *Store) byFsid(id [2]int32) *entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.layers {
+		if e.Format == EROFS && fsid(e.uuid) == id {
+			return e
+		}
 	}
 	return nil
 }

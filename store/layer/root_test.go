@@ -107,9 +107,9 @@ func TestKeptMountSharesPageCache(t *testing.T) {
 	if err != nil || kept == nil {
 		t.Fatal(kept, err)
 	}
-	wrong, err := s.Kept(other)
-	if err != nil || wrong == nil {
-		t.Fatal(wrong, err)
+	second, err := s.Kept(other)
+	if err != nil || second == nil {
+		t.Fatal(second, err)
 	}
 	dev := device(t, at(kept, "f"))
 	if err := s.Close(); err != nil {
@@ -117,11 +117,17 @@ func TestKeptMountSharesPageCache(t *testing.T) {
 	}
 
 	next := reopen(t, s, s.config.BootID)
-	if err := next.Adopt(id, wrong); err == nil {
-		t.Error("the mount of another layer was adopted")
+	for want, f := range map[digest.Digest]*os.File{id: kept, other: second} {
+		if got, err := next.Adopt(f); got != want || err != nil {
+			t.Errorf("adopted as %s, %v", got, err)
+		}
 	}
-	if err := next.Adopt(id, kept); err != nil {
-		t.Error(err)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next.Adopt(null); err == nil {
+		t.Error("a device was adopted as a layer")
 	}
 	f, release, err := next.Lower(id)
 	if err != nil {
@@ -135,8 +141,17 @@ func TestKeptMountSharesPageCache(t *testing.T) {
 		t.Errorf("remove a borrowed layer: %v", err)
 	}
 	release()
-	if err := next.Adopt(digest.FromString("unknown"), mustDup(t, f)); err != nil {
-		t.Error(err)
+	again := mustDup(t, f)
+	if got, err := next.Adopt(again); got != id || err != nil || again.Fd() != ^uintptr(0) {
+		t.Errorf("a mount that is there is %s, %v", got, err)
+	}
+	gone := mustDup(t, f)
+	err = next.RemoveRoot("c")
+	if _, removed := next.Remove(id); errors.Join(err, removed) != nil {
+		t.Error(err, removed)
+	}
+	if got, err := next.Adopt(gone); got != "" || err != nil || gone.Fd() != ^uintptr(0) {
+		t.Errorf("the mount of a removed layer is %s, %v", got, err)
 	}
 }
 
