@@ -8,7 +8,7 @@
 // -beside names another build of criserver, which takes part as a peer: so a change is measured, in turns with what was before it.
 //
 // Parts: start, mounts and exec drive package ociruntime beside runc and crun, with one bundle for all; unpack has no peer but
-// the work that cannot be avoided; layers compares roots of EROFS with roots of directories (it drops the machine's caches) and
+// the work that cannot be avoided; roots compares roots of EROFS with roots of directories (it drops the machine's caches), layers
 // images of many layers with one; pull fetches an image of many small files from docker-registry beside inflating and hashing it,
 // and looks at memory and disk; cri, bridge, sync, lists, stats, memory and a half of logs drive bin/criserver beside containerd
 // (1 or 2, with the runc that is named) and CRI-O (with conmon and crun) over their sockets. With a bridge, all daemons run the same

@@ -23,7 +23,7 @@ type part struct {
 }
 
 var parts = []part{
-	{name: "start", run: measureStart}, {name: "exec", run: measureExec}, {name: "mounts", run: measureMounts}, {name: "unpack", run: measureUnpack}, {name: "pull", run: measurePull, bound: pullBound}, {name: "layers", run: measureLayers}, {name: "logs", run: measureLogs},
+	{name: "start", run: measureStart}, {name: "exec", run: measureExec}, {name: "mounts", run: measureMounts}, {name: "unpack", run: measureUnpack}, {name: "pull", run: measurePull, bound: pullBound}, {name: "roots", run: measureRoots}, {name: "layers", run: measureManyLayers}, {name: "logs", run: measureLogs},
 	{name: "cri", run: measureLife}, {name: "bridge", run: measureBridge}, {name: "sync", run: measureSync}, {name: "lists", run: measureLists}, {name: "stats", run: measureStats}, {name: "memory", run: measureMemory},
 }
 
