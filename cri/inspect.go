@@ -59,6 +59,9 @@ func (h *runtimeHandlers) inspectContainer(c *sandbox.ContainerStatus) (map[stri
 }
 
 func inspectImage(img *imageservice.Image) (map[string]string, error) {
+	if img.ArtifactType != "" {
+		return verbose(map[string]any{"artifactType": img.ArtifactType, "manifest": json.RawMessage(img.Manifest)})
+	}
 	var config ocispec.Image
 	if err := json.Unmarshal(img.Config, &config); err != nil {
 		return nil, fmt.Errorf("config of image %s: %w", img.ID, err)

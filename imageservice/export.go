@@ -26,6 +26,9 @@ func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Pro
 		if img == nil {
 			return fmt.Errorf("export: %w: %s", ErrNotFound, ref)
 		}
+		if img.ArtifactType != "" {
+			return fmt.Errorf("export: %s is an artifact of type %q, not an image", ref, img.ArtifactType)
+		}
 		held := unique(img.DiffIDs)
 		if err := s.holds.acquire(ctx, held); err != nil {
 			return fmt.Errorf("export: %w", err)

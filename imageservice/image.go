@@ -15,21 +15,24 @@ import (
 
 // Image is one present image. It is the caller's own, but Config is shared and must not be changed.
 type Image struct {
-	ID          string   // sha256:<hex> of the config
+	ID          string   // sha256:<hex> of the config, of an artifact's manifest
 	RepoTags    []string // normalised, sorted
 	RepoDigests []string // normalised, sorted
 	Size        uint64   // bytes on disk if no layer were shared; never 0
 	User        string   // as in the config: "name", "uid", "uid:gid" or empty
 	Pinned      bool     // not to be collected
-	Config      []byte   // as the registry served it
+	Config      []byte   // as the registry served it; nil for an artifact
 	DiffIDs     []digest.Digest
 	PulledAt    time.Time // or imported, last
+
+	ArtifactType string // empty for an image, of which containers can be made
+	Manifest     []byte // as the registry served it
 }
 
-// Platform is what the image was made for, "os/arch/variant".
+// Platform is what the image was made for, "os/arch/variant"; empty for an artifact.
 func (i *Image) Platform() string {
 	config, err := parseConfig(i.Config)
-	if err != nil { // was parsed before it was stored
+	if err != nil { // an artifact's: an image's was parsed before it was stored
 		return ""
 	}
 	return platforms.Format(config.Platform)
@@ -54,11 +57,20 @@ func (s *Service) Status(ref string) (*Image, bool) {
 	return s.image(img), true
 }
 
-// Config returns the id, the first repository digest (the id if there is none) and the parsed config, without history, of
-// a present image.
-func (s *Service) Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool) {
+// Volume returns the id of a present image or artifact that is to be mounted.
+func (s *Service) Volume(ref string) (id string, ok bool) {
 	img := find(s.db.Snapshot(), ref)
 	if img == nil {
+		return "", false
+	}
+	return string(img.ID), true
+}
+
+// Config returns the id, the first repository digest (the id if there is none) and the parsed config, without history, of
+// a present image. An artifact is not one.
+func (s *Service) Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool) {
+	img := find(s.db.Snapshot(), ref)
+	if img == nil || img.ArtifactType != "" {
 		return "", "", ocispec.Image{}, false
 	}
 	config, err := parseConfig(img.Config)
@@ -77,6 +89,7 @@ func (s *Service) image(img *imagedb.Image) *Image {
 		ID: string(img.ID), RepoTags: slices.Clone(img.Names), RepoDigests: slices.Clone(img.RepoDigests),
 		Size: uint64(img.Size), User: img.User, Pinned: img.Pinned || s.isPinned(img), Config: img.Config,
 		DiffIDs: img.DiffIDs, PulledAt: img.PulledAt,
+		ArtifactType: img.ArtifactType, Manifest: img.Manifest,
 	}
 }
 

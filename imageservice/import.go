@@ -103,6 +103,9 @@ func (s *Service) importImage(ctx context.Context, a *archive.Archive, img archi
 // fromArchive resolves m to the manifest of the wanted platform and reads its config.
 func (s *Service) fromArchive(ctx context.Context, src shelf, m remote.Manifest, wanted platforms.MatchComparer) (resolved, error) {
 	r, err := s.descend(ctx, src, m, wanted)
+	if err == nil && r.artifact {
+		err = invalidf("manifest %s: it is an artifact of type %q, not an image", r.manifest.Digest, artifactKind(r.doc))
+	}
 	if err == nil {
 		err = s.fetchConfig(ctx, src, &r, wanted)
 	}

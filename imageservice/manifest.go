@@ -34,6 +34,7 @@ var (
 type document struct {
 	SchemaVersion int                `json:"schemaVersion"`
 	MediaType     string             `json:"mediaType"`
+	ArtifactType  string             `json:"artifactType"`
 	Config        ocispec.Descriptor `json:"config"`
 	Layers        descriptors        `json:"layers"`
 	Manifests     descriptors        `json:"manifests"`
@@ -116,6 +117,7 @@ type resolved struct {
 	chain    []ocispec.Descriptor // from top to manifest
 	manifest remote.Manifest
 	doc      document
+	artifact bool // there is no image's config
 	config   []byte
 	image    ocispec.Image
 }
@@ -151,6 +153,9 @@ func (s *Service) descend(ctx context.Context, src documents, m remote.Manifest,
 		r.chain = append(r.chain, ocispec.Descriptor{MediaType: cmp.Or(doc.MediaType, m.MediaType), Digest: m.Digest, Size: int64(len(m.Bytes))})
 		if !index {
 			r.manifest, r.doc = m, doc
+			if r.artifact = isArtifact(doc, cmp.Or(doc.MediaType, m.MediaType)); r.artifact {
+				return r, nil
+			}
 			return r, s.checkManifest(m.Digest, doc)
 		}
 		if depth == maxIndexDepth {
@@ -169,14 +174,20 @@ func (s *Service) descend(ctx context.Context, src documents, m remote.Manifest,
 	}
 }
 
+// annotationOf says what an entry of an index is to another one, such as an attestation.
+const annotationOf = "vnd.docker.reference.type"
+
 // choose takes the entry of an index that fits the wanted platform best. Entries without a platform are taken if no other
-// fits.
+// fits, but no artifact in the place of an image for other platforms.
 func choose(index digest.Digest, entries []ocispec.Descriptor, wanted platforms.MatchComparer) (ocispec.Descriptor, error) {
 	var best *ocispec.Descriptor
 	var offered []string
 	for i, e := range entries {
 		if !slices.Contains(accepted, e.MediaType) {
-			continue // an attestation or artifact
+			continue
+		}
+		if e.Annotations[annotationOf] != "" || e.Platform != nil && e.Platform.OS == "unknown" {
+			continue // an attestation
 		}
 		if err := e.Digest.Validate(); err != nil {
 			return e, invalidf("index %s: entry %d: %w", index, i, err)
@@ -188,14 +199,14 @@ func choose(index digest.Digest, entries []ocispec.Descriptor, wanted platforms.
 			}
 			continue
 		case !wanted.Match(*e.Platform):
-			offered = append(offered, platforms.Format(*e.Platform))
+			offered = append(offered, platforms.FormatAll(*e.Platform))
 			continue
 		}
 		if best == nil || best.Platform == nil || wanted.Less(*e.Platform, *best.Platform) {
 			best = &entries[i]
 		}
 	}
-	if best == nil {
+	if best == nil || best.Platform == nil && best.ArtifactType != "" && len(offered) > 0 {
 		return ocispec.Descriptor{}, fmt.Errorf("%w: index %s has no image for this platform, only for %q", ErrNotFound, index, offered)
 	}
 	return *best, nil

@@ -96,6 +96,9 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verif
 	if err == nil {
 		err = v.verify(ctx, session, t, &r)
 	}
+	if err == nil && r.artifact {
+		return s.pullArtifact(ctx, t, src, &r)
+	}
 	if err == nil {
 		err = stage.Run(ctx, "config", resolveBound, func(ctx context.Context) error { return s.fetchConfig(ctx, session, &r, s.platform) })
 	}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/criserver/criserver/imageservice/progress"
 	"github.com/criserver/criserver/imageservice/remote"
@@ -71,6 +72,7 @@ type Service struct {
 	images  sync.Mutex // makes a change of db one with that of holds; held during the database's sync
 	pulls   *flights[string]
 	fetches *flights[*progress.Layer] // nil: the layer was there
+	parts   *flights[digest.Digest]   // of artifacts; the result is the diff ID
 	bounds  *bounds
 	book    *progress.Book
 	close   context.CancelFunc // ends all work
@@ -119,6 +121,7 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{
 		cfg: cfg, log: cfg.Log, platform: platform, layers: cfg.Layers, db: db, holds: newHolds(cfg.Layers),
 		pulls: newFlights[string](base, cfg.Recorder, "pull"), fetches: newFlights[*progress.Layer](base, cfg.Recorder, "fetch layer"),
+		parts:  newFlights[digest.Digest](base, cfg.Recorder, "fetch part of artifact"),
 		bounds: newBounds(cfg.Bounds), book: progress.NewBook(), close: cancel,
 	}
 	s.cfg.Registry.Lanes = remote.NewLanes(s.bounds.connections, s.bounds.memory, cfg.Bounds.PerLayer)
@@ -162,5 +165,6 @@ func (s *Service) Close() error {
 	s.close()
 	s.pulls.wait()
 	s.fetches.wait()
+	s.parts.wait()
 	return s.db.Close()
 }

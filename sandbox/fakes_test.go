@@ -402,6 +402,11 @@ func (n *node) Config(ref string) (string, string, ocispec.Image, bool) {
 		RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{testLayer}}}, ref == testImage
 }
 
+func (n *node) Volume(ref string) (string, bool) {
+	id, _, _, ok := n.Config(ref)
+	return id, ok
+}
+
 func (n *node) Rootfs(_ context.Context, _, id string, _ layer.RootOptions) (*os.File, error) {
 	if err := n.effect("Rootfs", func() { n.roots[id] = true }); err != nil {
 		return nil, err

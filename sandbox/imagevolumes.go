@@ -31,7 +31,7 @@ func (s *Service) findImages(config *runtimev1.ContainerConfig) ([]string, error
 		if ref == "" {
 			continue
 		}
-		id, _, _, ok := s.config.Images.Config(ref)
+		id, ok := s.config.Images.Volume(ref)
 		if !ok {
 			return nil, volumeFailed(m, errors.New("the image is not present"))
 		}

@@ -135,6 +135,11 @@ func (r *realNode) Config(ref string) (string, string, ocispec.Image, bool) {
 		Volumes: map[string]struct{}{"/data": {}}}, RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{testLayer}}}, ref == testImage
 }
 
+func (r *realNode) Volume(ref string) (string, bool) {
+	id, _, _, ok := r.Config(ref)
+	return id, ok
+}
+
 // Rootfs is an overlay, as a detached mount.
 func (r *realNode) Rootfs(_ context.Context, _, id string, _ layer.RootOptions) (*os.File, error) {
 	dir := filepath.Join(r.dir, "roots", id)

@@ -44,6 +44,8 @@ var (
 type Images interface {
 	// Config finds a present image by id, tag or digest. It never pulls.
 	Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool)
+	// Volume finds what can be mounted as a volume in the same way: images, and artifacts, which have no config.
+	Volume(ref string) (id string, ok bool)
 	// Rootfs makes a container's writable root, or by opts an image as a volume of it, and returns it as a detached mount; the
 	// caller closes it. On error nothing is left.
 	Rootfs(ctx context.Context, imageID, containerID string, opts layer.RootOptions) (*os.File, error)

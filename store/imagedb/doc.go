@@ -8,7 +8,7 @@
 //
 // # Invariants
 //
-// An image has one ID, the digest of its config. A name (repository:tag) belongs to at most one image: giving it to
+// An image has one ID, the digest of its config; an artifact that of its manifest. A name (repository:tag) belongs to at most one image: giving it to
 // another takes it away from the former, which stays under its ID and digests. A repository digest
 // (repository@digest) belongs to at most one image as well.
 //

@@ -12,7 +12,7 @@ import (
 
 // Image is one image. Images of a Snapshot are shared: nobody may change them.
 type Image struct {
-	ID             digest.Digest   // of Config
+	ID             digest.Digest   // of Config; of an artifact, of Manifest
 	Names          []string        // normalised repository:tag, sorted
 	RepoDigests    []string        // normalised repository@digest, sorted
 	DiffIDs        []digest.Digest // of the uncompressed layers, bottom first
@@ -20,6 +20,8 @@ type Image struct {
 	PulledAt       time.Time       // of the last pull that came to this image
 	User           string          // as in Config, so that listing need not parse it
 	Pinned         bool            // not to be collected
+	ArtifactType   string          `json:",omitempty"` // empty for an image; an artifact has no Config
+	Parts          []string        `json:",omitempty"` // of an artifact: what each of DiffIDs was made of
 	ManifestDigest digest.Digest   // of Manifest
 	Config         []byte          `json:"-"` // as the registry served it
 	Manifest       []byte          `json:"-"` // as the registry served it; of the last pull if several name this config
@@ -55,8 +57,8 @@ func decode(id string, record, config, manifest []byte) (*Image, error) {
 
 // validate says whether the image vouches for its own bytes.
 func (img *Image) validate() error {
-	if err := matches(img.ID, img.Config); err != nil {
-		return fmt.Errorf("config: %w", err)
+	if err := img.matchesID(); err != nil {
+		return err
 	}
 	if err := matches(img.ManifestDigest, img.Manifest); err != nil {
 		return fmt.Errorf("manifest: %w", err)
@@ -65,6 +67,19 @@ func (img *Image) validate() error {
 		if err := d.Validate(); err != nil {
 			return fmt.Errorf("diff id %d: %w", i, err)
 		}
+	}
+	return nil
+}
+
+func (img *Image) matchesID() error {
+	if img.ArtifactType == "" {
+		if err := matches(img.ID, img.Config); err != nil {
+			return fmt.Errorf("config: %w", err)
+		}
+		return nil
+	}
+	if img.ID != img.ManifestDigest || len(img.Config) > 0 || len(img.Parts) != len(img.DiffIDs) {
+		return fmt.Errorf("%w: not an artifact", errDamaged)
 	}
 	return nil
 }
