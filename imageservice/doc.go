@@ -22,6 +22,14 @@
 // archive by one that speaks of plain ones, and comes along as a blob; Import finds it there and keeps it.
 // Package trust is not asked about archives: an import is the operator's own act.
 //
+// # Artifacts
+//
+// An OCI manifest with an artifact type, or with a config that is no image's, is an artifact: content of any kind, which can be
+// mounted as a volume and of which no container is made. A layer with a title is a file of that name; one whose media type is
+// an archive's and that has no title, or is marked to be unpacked (as oras marks directories), is what the archive has.
+// Each is a layer of the store; the diff ID of a file is that of an archive with the file alone. Nothing vouches for diff IDs
+// here: they are what came of bytes with the right digest, and are known once these were fetched.
+//
 // # Invariants
 //
 // An image is in the database only while all its layers are in the store. A layer is in the store only while somebody
@@ -30,7 +38,7 @@
 //
 // # Identity
 //
-// An image is its config: the id is sha256:<hex> of the config's bytes everywhere. Removing it by any of its names removes
+// An image is its config: the id is sha256:<hex> of the config's bytes everywhere; an artifact, its manifest. Removing it by any of its names removes
 // it with all of them. Reads are answered from the database's snapshot, which never waits.
 //
 // Concurrency: everything is safe. Lock order: Service.images, then imagedb's and holds' own; nothing is locked while the

@@ -95,25 +95,6 @@ func FuzzDecompress(f *testing.F) {
 	})
 }
 
-func TestReferences(t *testing.T) {
-	const d = "@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-	for ref, want := range map[string]string{
-		"busybox":                    "docker.io/library/busybox:latest",
-		"busybox:1":                  "docker.io/library/busybox:1",
-		"team/app":                   "docker.io/team/app:latest",
-		"index.docker.io/team/app:v": "docker.io/team/app:v",
-		"localhost/app":              "localhost/app:latest",
-		"quay.io:443/a/b/c:v":        "quay.io:443/a/b/c:v",
-		"app" + d:                    "docker.io/library/app" + d,
-		"app:v" + d:                  "docker.io/library/app" + d,
-	} {
-		got, err := parse(ref)
-		if err != nil || got.String() != want {
-			t.Errorf("%s is %s, %v; want %s", ref, got, err, want)
-		}
-	}
-}
-
 func TestPanicOfAPullIsAnError(t *testing.T) {
 	g := newFlights[int](t.Context(), stage.NewRecorder(1), "test")
 	_, _, err := g.do(t.Context(), "k", false, func(context.Context) (int, error) { panic("boom") })

@@ -48,23 +48,32 @@ func (t target) String() string {
 	return t.repo.Name() + ":" + t.tag
 }
 
-// find returns the present image that ref means: a name or digest as one would pull it, an id, or the beginning of an id
-// that fits only one image.
+// find returns the present image that ref means: an id, a name or digest as one would pull it, or the beginning of an id that
+// fits only one image. nil if there is none, or none is meant for certain.
 func find(s *imagedb.Snapshot, ref string) *imagedb.Image {
-	if img := s.ByID(digest.Digest(ref)); img != nil {
-		return img
-	}
-	if t, err := parse(ref); err == nil {
-		if img := s.ByName(t.String()); img != nil {
-			return img
-		}
-	}
-	if strings.ContainsFunc(strings.TrimPrefix(ref, "sha256:"), func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) {
-		return nil
-	}
-	img, err := s.ByPrefix(ref)
-	if err != nil { // ambiguous: no image is meant for certain
+	img, err := lookUp(s, ref)
+	if err != nil {
 		return nil
 	}
 	return img
+}
+
+// lookUp is find with an error, ErrInvalidReference, where several images are meant.
+func lookUp(s *imagedb.Snapshot, ref string) (*imagedb.Image, error) {
+	if img := s.ByID(digest.Digest(ref)); img != nil {
+		return img, nil
+	}
+	if t, err := parse(ref); err == nil {
+		if img := s.ByName(t.String()); img != nil {
+			return img, nil
+		}
+	}
+	if strings.ContainsFunc(strings.TrimPrefix(ref, "sha256:"), func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) {
+		return nil, nil
+	}
+	img, err := s.ByPrefix(ref)
+	if err != nil {
+		return nil, fmt.Errorf("%w %q: %w", ErrInvalidReference, ref, err)
+	}
+	return img, nil
 }

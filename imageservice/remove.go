@@ -6,15 +6,17 @@ import (
 )
 
 // Remove forgets the image that ref means, with all its names, and frees the space of the layers that no other image and
-// no container uses before it returns. An image that is not there is no error.
+// no container uses before it returns. An image that is not there is no error, the beginning of several ids is ErrInvalidReference.
 func (s *Service) Remove(_ context.Context, ref string) error {
 	s.images.Lock()
-	img := find(s.db.Snapshot(), ref)
-	if img == nil {
+	img, err := lookUp(s.db.Snapshot(), ref)
+	if err == nil && img == nil {
 		s.images.Unlock()
 		return nil
 	}
-	_, err := s.db.Remove(img.ID)
+	if err == nil {
+		_, err = s.db.Remove(img.ID)
+	}
 	s.images.Unlock()
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", ref, err)
