@@ -126,6 +126,7 @@ func TestArtifactsShareParts(t *testing.T) {
 	first := n.pull(t, l.Listener.Addr().String()+"/x:v1")
 	l.img = two
 	second := n.pull(t, l.Listener.Addr().String()+"/x:v2")
+	n.pull(t, l.Listener.Addr().String()+"/x:v2") // holds nothing twice
 	blob := "/v2/x/blobs/" + digest.FromString(big).String()
 	if l.hits[blob] != 1 || len(n.store.List()) != 4 {
 		t.Errorf("%d requests of the shared part, %d layers", l.hits[blob], len(n.store.List()))
