@@ -154,7 +154,7 @@ func TestPullListStatusRemove(t *testing.T) {
 			n.pull(t, repo+":v1")
 			want := &Image{
 				ID: string(img.ID), RepoTags: []string{repo + ":latest", repo + ":v1", repo + ":v2"},
-				RepoDigests: []string{repo + "@" + img.Desc.Digest.String()}, User: "1000:1000", Config: img.Config,
+				RepoDigests: []string{repo + "@" + img.Desc.Digest.String()}, User: "1000:1000", Config: img.Config, Manifest: img.Manifest,
 			}
 			for _, ref := range []string{
 				repo, repo + ":v1", repo + "@" + img.Desc.Digest.String(), string(img.ID), img.ID.Encoded(), img.ID.Encoded()[:12], string(img.ID)[:20],
