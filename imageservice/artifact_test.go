@@ -76,7 +76,7 @@ func TestArtifact(t *testing.T) {
 				t.Fatalf("status of %s: %+v", name, got)
 			}
 			want.Size = got.Size
-			want.Config = got.Config
+			want.Config, want.DiffIDs, want.PulledAt = got.Config, got.DiffIDs, got.PulledAt
 			if diff := cmp.Diff(want, got); diff != "" || len(got.Config) > 0 {
 				t.Errorf("%s: %s", name, diff)
 			}

@@ -166,7 +166,7 @@ func TestPullListStatusRemove(t *testing.T) {
 				if got.Size < uint64(len(img.Config)) {
 					t.Errorf("size %d", got.Size)
 				}
-				want.Size = got.Size
+				want.Size, want.DiffIDs, want.PulledAt = got.Size, diffIDs(t, img), got.PulledAt
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("%s: %s", ref, diff)
 				}
