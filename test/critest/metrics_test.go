@@ -114,7 +114,7 @@ func (p *pod) metrics(t *testing.T) *cri.PodSandboxMetrics {
 func TestPodMetrics(t *testing.T) {
 	d := use(t)
 	keys := labelKeys(t, d)
-	p := runPod(t, d, podNetwork, ownCgroup)
+	p := runPod(t, d, podNetwork, ownCgroup(t))
 	began := time.Now()
 	c := p.start(t, "nc -l -p 7 & "+busy, func(c *cri.ContainerConfig) {
 		c.Linux.Resources = &cri.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 1024, MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20}

@@ -16,13 +16,18 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ownCgroup gives a pod a cgroup of its own, as the kubelet does.
-func ownCgroup(c *cri.PodSandboxConfig) {
-	if suite.driver == driverSystemd {
-		c.Linux.CgroupParent = strings.TrimSuffix(filepath.Base(suite.cgroups), ".slice") + "-pod" + strings.ReplaceAll(c.Metadata.Uid, "-", "_") + ".slice"
-		return
+// ownCgroup gives a pod a cgroup of its own, which is made and removed as the kubelet does it.
+func ownCgroup(t *testing.T) func(*cri.PodSandboxConfig) {
+	return func(c *cri.PodSandboxConfig) {
+		g := podCgroup{dir: suite.cgroups + "/pod" + c.Metadata.Uid}
+		g.parent = g.dir
+		if suite.driver == driverSystemd {
+			g.parent = strings.TrimSuffix(filepath.Base(suite.cgroups), ".slice") + "-pod" + strings.ReplaceAll(c.Metadata.Uid, "-", "_") + ".slice"
+			g.dir = suite.cgroups + "/" + g.parent
+		}
+		g.make(t)
+		c.Linux.CgroupParent = g.parent
 	}
-	c.Linux.CgroupParent += "/pod" + c.Metadata.Uid
 }
 
 func (c *container) stats(t testing.TB) *cri.ContainerStats {
@@ -102,7 +107,7 @@ func (c *container) wantLayer(t *testing.T, bytes uint64) {
 // The kernel's pressure files are there or not, as it was booted; what is there is told.
 func TestStatsPressure(t *testing.T) {
 	d := use(t)
-	p := runPod(t, d, ownCgroup)
+	p := runPod(t, d, ownCgroup(t))
 	c := p.start(t, idle)
 	told := c.stats(t).GetIo().GetPsi().GetSome() != nil
 	points, err := hierarchies()
@@ -220,7 +225,7 @@ func TestPodStats(t *testing.T) {
 			p := runPod(t, d, podNetwork, func(c *cri.PodSandboxConfig) {
 				c.Annotations = map[string]string{"a": "b"}
 				if own {
-					ownCgroup(c)
+					ownCgroup(t)(c)
 				}
 			})
 			a, b := p.start(t, busy), p.start(t, busy)
@@ -334,7 +339,7 @@ func podStatsIDs(all []*cri.PodSandboxStats) (ids []string) {
 func TestStatsAfterRestart(t *testing.T) {
 	d := use(t)
 	alive(t, d)
-	p := runPod(t, d, podNetwork, ownCgroup)
+	p := runPod(t, d, podNetwork, ownCgroup(t))
 	c := p.start(t, busy)
 	c.waitOutput(t, "ready")
 	before := c.stats(t).GetCpu().GetUsageCoreNanoSeconds().GetValue()
