@@ -20,6 +20,11 @@
 // It waits once more, complete but for its last confinement, for startContainer hooks. A hook that fails ends the start;
 // poststart and poststop hooks are only reported. Poststop hooks run if there was a start, whoever started the container.
 //
+// # Volumes that propagate
+//
+// They are attached by criserver, in the mount namespace of a child that waits, and cloned again until nothing is missing that
+// the host mounted meanwhile (anteroom). Starts without them do not wait.
+//
 // Nothing here is durable: after a reboot all of it is worthless.
 //
 // Concurrency: all methods may be called at any time, but the caller sees to it that one container is

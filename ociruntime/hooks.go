@@ -22,9 +22,9 @@ import (
 // when it is complete; meanwhile hooks run.
 type hooking struct {
 	*hooks
-	c    *Container
-	sync *os.File // ours; the child has the other end
-	in   *compile.Hooks
+	c  *Container
+	in *compile.Hooks
+	meeting
 }
 
 // prepareHooks attaches the root in the bundle, and with it in a copy of the host's mounts. It consumes root and returns it as
@@ -44,15 +44,11 @@ func (s *start) prepareHooks(root *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the root in the copy of the host's mounts: %w", err)
 	}
-	ours, theirs, err := syncPair()
+	m, theirs, err := s.meet()
 	if err != nil {
 		return nil, errors.Join(err, inCopy.Close())
 	}
-	s.hooking = &hooking{hooks: h, c: s.c, sync: ours, in: &compile.Hooks{Host: fd, Sync: s.own(theirs), Confine: len(h.StartContainer) > 0}}
-	s.owned = append(s.owned, ours)
-	if err := unix.SetsockoptInt(int(ours.Fd()), unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil { // who writes is told with what is written
-		return nil, errors.Join(fmt.Errorf("ask for credentials: %w", err), inCopy.Close())
-	}
+	s.hooking = &hooking{hooks: h, c: s.c, meeting: m, in: &compile.Hooks{Host: fd, Sync: s.give(theirs), Confine: len(h.StartContainer) > 0}}
 	return inCopy, nil
 }
 
@@ -104,8 +100,6 @@ func (s *start) withHooks(ctx context.Context, start func() (pause.Started, erro
 	return started, err
 }
 
-func (h *hooking) hangUp() { _ = unix.Shutdown(int(h.sync.Fd()), unix.SHUT_RDWR) }
-
 // run does what follow says. It returns nil when the child has died before it got to its hooks.
 func (h *hooking) run(ctx context.Context) error {
 	pid, err := h.ready()
@@ -134,39 +128,6 @@ func (h *hooking) run(ctx context.Context) error {
 		}
 	}
 	return h.goOn()
-}
-
-// ready waits for the child and returns its pid; 0: it is dead.
-func (h *hooking) ready() (int, error) {
-	var data [1]byte
-	oob := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
-	for {
-		n, got, _, _, err := unix.Recvmsg(int(h.sync.Fd()), data[:], oob, unix.MSG_CMSG_CLOEXEC)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return 0, fmt.Errorf("wait until hooks may run: %w", err)
-		case n == 0:
-			return 0, nil
-		}
-		messages, err := unix.ParseSocketControlMessage(oob[:got])
-		if err != nil || len(messages) != 1 {
-			return 0, fmt.Errorf("learn who waits for hooks: %d control messages: %w", len(messages), err)
-		}
-		who, err := unix.ParseUnixCredentials(&messages[0])
-		if err != nil {
-			return 0, fmt.Errorf("learn who waits for hooks: %w", err)
-		}
-		return int(who.Pid), nil
-	}
-}
-
-func (h *hooking) goOn() error {
-	if _, err := unix.Write(int(h.sync.Fd()), []byte{1}); err != nil && !errors.Is(err, unix.EPIPE) { // a child that is dead says so itself
-		return fmt.Errorf("go on after hooks: %w", err)
-	}
-	return nil
 }
 
 // runInside runs a hook in the namespaces of the child, as a process of pause in the container's cgroup.

@@ -120,7 +120,8 @@ func (s *start) devptsOptions(options []string) mount.Options {
 	return mount.ParseOptions(mapped)
 }
 
-// bind clones a volume. It is opened now, not at Create, because a detached clone receives no later host mount.
+// bind clones a volume. It is opened now, not at Create, because a detached clone receives no later host mount: what is to
+// receive them is cloned while the child waits.
 func (s *start) bind(ctx context.Context, m specs.Mount, o mount.Options, one compile.Mount) ([]compile.Mount, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -151,6 +152,10 @@ func (s *start) bind(ctx context.Context, m specs.Mount, o mount.Options, one co
 			return nil, err
 		}
 		defer userns.Close()
+	}
+	if o.RecBind && (o.Propagation == unix.MS_SHARED || o.Propagation == unix.MS_SLAVE) {
+		one.Place, err = s.later(&volume{source: source, userns: userns, options: o, what: one.What + " on " + one.Destination}, one.File)
+		return []compile.Mount{one}, err
 	}
 	clone, err := s.clone(source, m.Source, o, userns)
 	if err != nil {

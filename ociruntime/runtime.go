@@ -45,6 +45,7 @@ type Runtime struct {
 	endings  endings
 
 	sourceBound time.Duration // tests have less patience
+	cloned      func()        // tests are told that a volume that propagates is cloned and not yet attached
 }
 
 // capabilitySet is what criserver, and so every pause, may do.

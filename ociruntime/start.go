@@ -49,7 +49,8 @@ type start struct {
 	console bool
 	add     pause.Container
 	stdio   [3]program.FD
-	hooking *hooking // nil: there are no hooks
+	hooking *hooking  // nil: there are no hooks
+	ante    *anteroom // nil: no volume propagates
 }
 
 // Start makes the container run. It can be tried once; after an error the container is as good as exited.
@@ -173,6 +174,9 @@ func (s *start) compile(ctx context.Context, root program.FD) (*program.Program,
 	if s.hooking != nil {
 		in.Hooks = s.hooking.in
 	}
+	if s.ante != nil {
+		in.Anteroom = s.ante.in
+	}
 	if strings.Contains(linux.RootfsPropagation, "shared") {
 		in.RootShared = unix.MS_SHARED
 	} else if strings.Contains(linux.RootfsPropagation, "slave") {
@@ -244,11 +248,13 @@ func (s *start) run(ctx context.Context, prog *program.Program) error {
 		_ = c.group.Kill(fresh) // then pause answers
 	})()
 	started, err := s.withHooks(ctx, func() (pause.Started, error) {
-		started, err := p.conn.Start(fresh, request)
-		if err != nil {
-			err = errors.Join(context.Cause(ctx), explain(prog, err))
-		}
-		return started, err
+		return s.withAnteroom(func() (pause.Started, error) {
+			started, err := p.conn.Start(fresh, request)
+			if err != nil {
+				err = errors.Join(context.Cause(ctx), explain(prog, err))
+			}
+			return started, err
+		})
 	})
 	if err != nil {
 		p.unwatch(request.Task)

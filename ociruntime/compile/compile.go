@@ -17,8 +17,9 @@ type Container struct {
 	Process
 	Root         program.FD // detached mount of the root file system
 	RootReadonly bool
-	RootShared   uint64  // propagation of the root (MS_SHARED, MS_SLAVE), 0: private
-	Mounts       []Mount // parents first
+	RootShared   uint64    // propagation of the root (MS_SHARED, MS_SLAVE), 0: private
+	Mounts       []Mount   // parents first
+	Anteroom     *Anteroom // nil: no mount comes from there
 	Masked       []string
 	Readonly     []string
 	CgroupNS     bool                     // a cgroup namespace whose root is the leaf
@@ -46,12 +47,15 @@ func Start(c Container) (*program.Program, error) {
 		b.Call("create the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	t := tree{b, c.Root}
+	if c.Anteroom != nil {
+		wait(b, c.Anteroom.Sync, "what attaches volumes")
+	}
 	if c.Hooks != nil {
 		t.attachRoot("attach a copy of the host's mounts", c.Hooks.Host)
 	} else {
 		t.attachRoot("attach the root", c.Root)
 	}
-	t.attachAll(c.Mounts)
+	t.attachAll(c.Mounts, c.Anteroom)
 	if c.Console {
 		console := b.Call("mount the terminal on /dev/console", unix.SYS_OPEN_TREE, c.Stdio[0], program.String(""), cloneFlags|emptyPath).Keep()
 		t.attach("mount the terminal on /dev/console", console, "/dev/console", true)

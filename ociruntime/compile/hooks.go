@@ -20,7 +20,7 @@ func (t tree) enterHost(h *Hooks) {
 	t.pivotTo(h.Host, "the copy of the host's mounts")
 }
 
-// wait lets hooks run. If they fail, or if nobody is there to run them, the other side ends the connection.
+// wait lets the other side work. If it fails, or if nobody is there, it ends the connection.
 func wait(b *program.Builder, sync program.FD, what string) {
 	b.Call("tell that "+what+" may run", unix.SYS_WRITE, sync, program.String("h"), 1)
 	b.Call("wait for "+what, unix.SYS_READ, sync, program.Bytes(make([]byte, 8)), 1).Nonzero()

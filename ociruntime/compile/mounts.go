@@ -24,7 +24,14 @@ type Mount struct {
 	Destination string // absolute, inside the container
 	FD          program.FD
 	Make        *Filesystem // instead of FD
+	Place       string      // instead of FD: it is attached already, there in the anteroom
 	File        bool        // what to create at Destination if nothing is there: a file, else a directory
+}
+
+// Anteroom is a directory of mounts that criserver attaches in the child's mount namespace, on NewRoot, while the child waits.
+type Anteroom struct {
+	Dir  program.FD
+	Sync program.FD // socket: the child writes a byte when it waits, and goes on when it can read one
 }
 
 const (
@@ -54,14 +61,18 @@ func inRoot(p string) string {
 	return p
 }
 
-func (t tree) attachAll(mounts []Mount) {
+func (t tree) attachAll(mounts []Mount, anteroom *Anteroom) {
 	for _, m := range mounts {
 		what := m.What + " on " + m.Destination
-		var source any = m.FD
-		if m.Make != nil {
-			source = t.make(what, m.Make)
+		switch {
+		case m.Make != nil:
+			t.attach(what, t.make(what, m.Make), m.Destination, m.File)
+		case m.Place != "":
+			target := t.destination(what, m.Destination, m.File)
+			t.b.Call(what, unix.SYS_MOVE_MOUNT, anteroom.Dir, program.String(m.Place), target, program.String(""), unix.MOVE_MOUNT_T_EMPTY_PATH)
+		default:
+			t.attach(what, m.FD, m.Destination, m.File)
 		}
-		t.attach(what, source, m.Destination, m.File)
 	}
 }
 
@@ -86,14 +97,20 @@ func (t tree) make(what string, f *Filesystem) program.Slot {
 	return made
 }
 
-// attach moves a detached mount to its destination, which is created if it is missing.
+// attach moves a detached mount to its destination.
 func (t tree) attach(what string, source any, destination string, file bool) {
-	target, there := t.b.NewSlot(), t.b.NewLabel()
-	t.open(what+": open destination", destination, unix.O_PATH, 0).In(target).Tolerate(unix.ENOENT).ThenTo(there)
-	t.create(what, inRoot(destination), file)
-	t.open(what+": open destination", destination, unix.O_PATH, 0).In(target)
-	t.b.Place(there)
+	target := t.destination(what, destination, file)
 	t.b.Call(what, unix.SYS_MOVE_MOUNT, source, program.String(""), target, program.String(""), moveFlags)
+}
+
+// destination opens where a mount is to be, which is created if it is missing.
+func (t tree) destination(what, p string, file bool) program.Slot {
+	target, there := t.b.NewSlot(), t.b.NewLabel()
+	t.open(what+": open destination", p, unix.O_PATH, 0).In(target).Tolerate(unix.ENOENT).ThenTo(there)
+	t.create(what, inRoot(p), file)
+	t.open(what+": open destination", p, unix.O_PATH, 0).In(target)
+	t.b.Place(there)
+	return target
 }
 
 // create makes a destination and its parents.
