@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
 
 	"github.com/criserver/criserver/ociruntime"
@@ -29,9 +30,15 @@ func (m *machine) plug() {
 	m.t.Helper()
 	var err error
 	m.plugins, err = nri.New(nri.Config{Version: "1", Socket: m.socket(), PluginDir: m.dir + "/plugins",
-		RegistrationTimeout: 5 * time.Second, RequestTimeout: 500 * time.Millisecond, Required: true})
+		RegistrationTimeout: hang, RequestTimeout: hang, Required: true})
 	must(m.t, err)
 }
+
+// A plugin that answers has hang to do it, however slow the machine is; from one that does not, nothing is expected after expiry.
+const (
+	hang   = time.Minute
+	expiry = 500 * time.Millisecond
+)
 
 func (m *machine) socket() string { return filepath.Join(m.dir, "nri.sock") }
 
@@ -249,8 +256,14 @@ func TestPluginThatDoesNotAnswer(t *testing.T) {
 	m := plugged(t)
 	p, reached, release := blocking("RunPodSandbox")
 	defer release()
+	block := p.On
+	p.On = func(ctx context.Context, e nritest.Event) error {
+		adaptation.SetPluginRequestTimeout(hang) // for the other one, which is told after this one
+		return block(ctx, e)
+	}
 	other := nritest.Connect(t, m.socket(), &nritest.Plugin{Name: "other", Index: "20"})
 	nritest.Connect(t, m.socket(), p)
+	adaptation.SetPluginRequestTimeout(expiry)
 	pod, id := m.made() // goes on without it
 	<-reached
 	<-p.Closed()
@@ -265,6 +278,7 @@ func TestPluginThatInsists(t *testing.T) {
 	defer release()
 	p.Policy = &api.FailurePolicy{FailRequest: true}
 	nritest.Connect(t, m.socket(), p)
+	adaptation.SetPluginRequestTimeout(expiry)
 	_, err := m.s.RunPod(t.Context(), podConfig(), "")
 	want(t, "fails", err != nil && strings.Contains(err.Error(), "10-test"), true)
 	m.clean()
