@@ -133,11 +133,16 @@ func TestEventsOfARunningPodsEnd(t *testing.T) {
 				l := listen(t, m)
 				defer l.from.Close()
 				l.names[string(pod)], l.names[string(id)] = "pod", "main"
-				end(m, pod)
 				if name == "stop" { // from the inside to the outside
+					end(m, pod)
 					l.want("stopped main: not ready, main exited 137", "stopped pod: not ready, main exited 137")
-				} else { // at once, whatever there is still to be killed
-					l.want("stopped pod: not ready, main running", "stopped main: not ready, main exited 137")
+				} else { // at once, while there is still something to be killed
+					m.failing("Kill", errors.New("in the middle of a write"))
+					end(m, pod)
+					l.want("stopped pod: not ready, main running")
+					m.failing("Kill", nil)
+					time.Sleep(time.Hour)
+					l.want("stopped main: not ready, main exited 137")
 				}
 				must(t, m.s.RemovePod(t.Context(), pod))
 				l.want("deleted main: not ready", "deleted pod: not ready")
