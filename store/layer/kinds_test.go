@@ -2,6 +2,7 @@ package layer
 
 import (
 	"archive/tar"
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -296,7 +297,8 @@ func TestPathsBeyondPathMax(t *testing.T) {
 func manyEntries(n int) io.Reader {
 	r, out := io.Pipe()
 	go func() {
-		w := tar.NewWriter(out)
+		buffered := bufio.NewWriterSize(out, 1<<20)
+		w := tar.NewWriter(buffered)
 		var err error
 		for i := 0; i < n && err == nil; i++ {
 			h := tar.Header{Name: fmt.Sprintf("usr/share/package-%04d/file-%07d", i/1000, i), Typeflag: tar.TypeReg, Mode: 0o644, Size: 10, ModTime: time.Unix(int64(1.7e9+i%7), 0)}
@@ -304,7 +306,7 @@ func manyEntries(n int) io.Reader {
 				_, err = w.Write([]byte("0123456789"))
 			}
 		}
-		out.CloseWithError(errors.Join(err, w.Close()))
+		out.CloseWithError(errors.Join(err, w.Close(), buffered.Flush()))
 	}()
 	return r
 }
