@@ -42,7 +42,8 @@
 //	layers/<name>.aside-<n>/       one that could not be synced while a container used it
 //	containers/<id>/               `root` (record: boot, layers, project), `upper`, `work`
 //	empty/                         the lower of images without layers
-//	tmp/, trash/                   unfinished and doomed things; emptied by Open
+//	tmp/, trash/                   unfinished and doomed things; emptied by Open. What RemoveRoot leaves in trash is empty
+//	                               directories, which one goroutine deletes; Close waits for it
 //
 // Concurrency: all methods of Store are safe. Lock order: entry.mounting (held for one mount of that layer), then
 // Store.mu (held for one rename or open inside the root, never while unpacking, mounting, syncing or deleting).

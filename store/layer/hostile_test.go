@@ -171,6 +171,7 @@ func TestHostileLayersAreRefused(t *testing.T) {
 // empty expects that nothing is in directories of s.
 func empty(t *testing.T, s *Store, dirs ...string) {
 	t.Helper()
+	s.cleanup.Wait() // for what removed roots have left
 	for _, dir := range dirs {
 		if left, err := os.ReadDir(s.path(dir)); err != nil || len(left) > 0 {
 			t.Errorf("%s has %v (%v)", dir, left, err)

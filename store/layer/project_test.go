@@ -111,6 +111,7 @@ func testProjectQuotas(t *testing.T, disk string) {
 	if err := again.RemoveRoot("one"); err != nil {
 		t.Fatal(err)
 	}
+	again.cleanup.Wait() // until then the number is taken
 	if _, _, ok := again.Written("one"); ok {
 		t.Error("a container that is gone is counted")
 	}

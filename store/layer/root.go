@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/store/record"
 )
@@ -85,8 +87,8 @@ func (s *Store) Root(ctx context.Context, id string, layers []digest.Digest, o R
 	return s.subtree(root, o.SubPath)
 }
 
-// RemoveRoot deletes the writable directory of the container and lets go of its layers; space is free on return if
-// nothing has the root mounted any more. It does nothing if there is none.
+// RemoveRoot deletes the writable directory of the container and lets go of its layers. The space of files is free on return if
+// nothing has the root mounted any more; empty directories are deleted afterwards. It does nothing if there is none.
 func (s *Store) RemoveRoot(id string) error {
 	if err := checkID(id); err != nil {
 		return fmt.Errorf("remove root of container %s: %w", id, err)
@@ -97,13 +99,17 @@ func (s *Store) RemoveRoot(id string) error {
 		s.mu.Unlock()
 		return nil
 	}
-	doomed, project := s.discard(s.path("containers", id)), s.projects[id]
+	dir := s.path("containers", id)
+	r := removal{dir: s.discard(dir), container: id, project: s.projects[id]}
 	delete(s.users, id)
 	for _, e := range entries {
 		e.refs--
 	}
 	s.mu.Unlock()
-	if err := errors.Join(os.RemoveAll(doomed), s.freeProject(id, project)); err != nil {
+	if r.dir != dir && removeFiles(unix.AT_FDCWD, filepath.Join(r.dir, upperDir)) == nil && s.removeLater(r) {
+		return nil
+	}
+	if err := s.remove(r); err != nil {
 		return fmt.Errorf("remove root of container %s: %w", id, err)
 	}
 	return nil

@@ -78,6 +78,8 @@ type Store struct {
 	layers   map[digest.Digest]*entry
 	users    map[string][]*entry // layers of each container root
 	projects map[string]uint32   // of the writable directories that are counted, by container
+	removals []removal           // to be done; one goroutine is at it while removing is set
+	removing bool
 	closed   bool
 }
 

@@ -141,11 +141,7 @@ func TestRootShowsLayersAndTakesWrites(t *testing.T) {
 				t.Errorf("remove: %d %v", freed, err)
 			}
 		}
-		for _, dir := range []string{"layers", "containers", "tmp", "trash"} {
-			if left, _ := os.ReadDir(s.path(dir)); len(left) > 0 {
-				t.Errorf("%s has %v", dir, left)
-			}
-		}
+		empty(t, s, "layers", "containers", "tmp", "trash")
 	})
 }
 

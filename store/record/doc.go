@@ -16,7 +16,7 @@
 //
 // # Files on disk
 //
-// <path> is the record. <path>.tmp-<random> exists during a Write; one that a crash left behind is removed by Sweep.
+// <path> is the record. <path>.tmp-<number> exists during a Write; one that a crash left behind is removed by Sweep.
 // <path>.corrupt-<N> is a record that was set aside, N counting from 1.
 //
 // Concurrency: all functions are safe, also on one path: the last Write wins.
