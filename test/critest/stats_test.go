@@ -114,8 +114,12 @@ func TestStatsPressure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	parent := p.config.Linux.CgroupParent
+	if suite.driver == driverSystemd { // the name of a slice, which is in that of the suite
+		parent = filepath.Join(suite.cgroups, parent)
+	}
 	there := slices.ContainsFunc(points, func(point string) bool {
-		text, err := os.ReadFile(filepath.Join(p.cgroup(point, p.config.Linux.CgroupParent), c.id, "io.pressure"))
+		text, err := os.ReadFile(filepath.Join(p.cgroup(point, parent), c.id, "io.pressure"))
 		return err == nil && len(text) > 0
 	})
 	if told != there {
