@@ -297,7 +297,7 @@ func TestPathsBeyondPathMax(t *testing.T) {
 func manyEntries(n int) io.Reader {
 	r, out := io.Pipe()
 	go func() {
-		buffered := bufio.NewWriterSize(out, 1<<20)
+		buffered := bufio.NewWriterSize(out, 64<<10)
 		w := tar.NewWriter(buffered)
 		var err error
 		for i := 0; i < n && err == nil; i++ {
@@ -322,6 +322,9 @@ func TestManyEntries(t *testing.T) {
 		entries int
 		bound   int64 // bytes an entry, of the heap
 	}{{EROFS, 1_000_000, 125}, {Overlay, 100_000, 60}} {
+		if raced { // hack/test runs it without the detector, too
+			row.entries, row.bound = min(row.entries, 100_000), row.bound+35 // what is the same for any number counts for more
+		}
 		s := open(t, Config{Root: t.TempDir(), Format: row.format})
 		w, err := s.Begin(ctx)
 		if err != nil {
