@@ -12,10 +12,10 @@
 //
 // # Durability
 //
-// A layer can be used as soon as Commit returns. Until Sync (or Run) has synced its data it is recorded as pending
-// with the boot's ID; Open drops the pending layers of other boots, and those only. So nothing durable vouches for
-// something that is not. A layer whose data cannot be synced is removed; a directory that a container uses is put aside
-// until the next boot.
+// A layer can be used as soon as Commit returns. Until Sync (or Run, which waits up to syncDelay for layers that are being
+// unpacked) has synced its data it is recorded as pending with the boot's ID; Open drops the pending layers of other boots,
+// and those only. So nothing durable vouches for something that is not. A layer whose data cannot be synced is removed; a
+// directory that a container uses is put aside until the next boot.
 //
 // # Damage
 //

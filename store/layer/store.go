@@ -63,14 +63,16 @@ type Layer struct {
 
 // Store keeps layers. Use Open.
 type Store struct {
-	config  Config          // Format and roots are what was found
-	formats map[Format]bool // that can be mounted
-	direct  bool            // EROFS mounts take directio
-	ns      *namespace      // nil if roots is rootsDetached
-	dirty   chan struct{}   // wakes Run
-	syncing chan struct{}   // held by the Sync that runs
-	cleanup sync.WaitGroup
-	quota   *quota.FS // nil: nothing counts writable directories
+	config    Config          // Format and roots are what was found
+	formats   map[Format]bool // that can be mounted
+	direct    bool            // EROFS mounts take directio
+	ns        *namespace      // nil if roots is rootsDetached
+	dirty     chan struct{}   // wakes Run
+	syncing   chan struct{}   // held by the Sync that runs
+	unpacking atomic.Int32    // Writers that have not ended
+	unpacked  chan struct{}   // wakes Run when the last one ends
+	cleanup   sync.WaitGroup
+	quota     *quota.FS // nil: nothing counts writable directories
 
 	discarded atomic.Uint64 // names what lies in trash, unlike anything that an earlier process left there
 
@@ -103,6 +105,7 @@ func Open(c Config) (*Store, error) {
 		config:   c,
 		dirty:    make(chan struct{}, 1),
 		syncing:  make(chan struct{}, 1),
+		unpacked: make(chan struct{}, 1),
 		layers:   map[digest.Digest]*entry{},
 		users:    map[string][]*entry{},
 		projects: map[string]uint32{},

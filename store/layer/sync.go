@@ -14,7 +14,11 @@ import (
 	"github.com/criserver/criserver/store/record"
 )
 
-// Run makes layers durable as they are committed and lets go of their page cache later, until ctx is done.
+// syncDelay bounds how long a committed layer waits for others that are being unpacked. Syncing would compete with them
+// for the disk and for the file system's journal, and a pull waits for them, but for no sync.
+const syncDelay = 5 * time.Second
+
+// Run makes layers durable after they are committed, see syncDelay, and lets go of their page cache later, until ctx is done.
 // What fails is logged.
 func (s *Store) Run(ctx context.Context) {
 	cool := time.NewTimer(warmTime)
@@ -30,9 +34,25 @@ func (s *Store) Run(ctx context.Context) {
 			continue
 		case <-s.dirty:
 		}
+		s.settle(ctx)
 		cool.Reset(warmTime)
 		if err := s.Sync(ctx); err != nil && ctx.Err() == nil {
 			s.config.Log.Error("layer store: layers are not durable", "error", err)
+		}
+	}
+}
+
+// settle waits until nothing is being unpacked, or syncDelay has passed.
+func (s *Store) settle(ctx context.Context) {
+	bound := time.NewTimer(syncDelay)
+	defer bound.Stop()
+	for s.unpacking.Load() > 0 {
+		select {
+		case <-s.unpacked:
+		case <-bound.C:
+			return
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -22,12 +22,13 @@ import (
 
 // Writer unpacks one layer. It ends with Commit or Discard. Not safe for concurrent use.
 type Writer struct {
-	s    *Store
-	ctx  context.Context // bounds ReadFrom, which has the signature of io.ReaderFrom
-	dir  string          // temporary; "" when ended
-	impl unpacker
-	kept *frameRecorder
-	read bool // whole and without error
+	s     *Store
+	ctx   context.Context // bounds ReadFrom, which has the signature of io.ReaderFrom
+	dir   string          // temporary; "" when ended
+	impl  unpacker
+	kept  *frameRecorder
+	read  bool // whole and without error
+	ended bool // and counted as such
 }
 
 // unpacker is a format while a layer is written.
@@ -62,6 +63,7 @@ func (s *Store) Begin(ctx context.Context) (*Writer, error) {
 		w.kept.abort()
 		return nil, fmt.Errorf("begin layer: %w", errors.Join(err, os.RemoveAll(dir)))
 	}
+	s.unpacking.Add(1)
 	return w, nil
 }
 
@@ -141,6 +143,7 @@ func (s *Store) adopt(w *Writer, r layerRecord) (Layer, error) {
 func (w *Writer) Discard() error {
 	w.impl.abort()
 	w.kept.abort()
+	w.end()
 	if w.dir == "" {
 		return nil
 	}
@@ -150,6 +153,20 @@ func (w *Writer) Discard() error {
 		return fmt.Errorf("discard layer: %w", err)
 	}
 	return nil
+}
+
+// end tells Run once that w unpacks no more.
+func (w *Writer) end() {
+	if w.ended {
+		return
+	}
+	w.ended = true
+	if w.s.unpacking.Add(-1) == 0 {
+		select {
+		case w.s.unpacked <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // uuidOf names the file system of a layer, so that its mount can be told from others.

@@ -20,31 +20,31 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// startRegistry starts Debian's docker-registry on loopback until the part ends, and returns its address.
-func (b *bench) startRegistry() (addr string, err error) {
+// startRegistry starts Debian's docker-registry on loopback until the part ends, and returns its address and process.
+func (b *bench) startRegistry() (addr string, pid int, err error) {
 	dir, err := b.mkdir("registry")
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	type dict = map[string]any
 	config, err := json.Marshal(dict{ // YAML takes JSON
 		"version": "0.1", "log": dict{"level": "info", "formatter": "json", "accesslog": dict{"disabled": true}},
 		"storage": dict{"filesystem": dict{"rootdirectory": filepath.Join(dir, "storage")}}, "http": dict{"addr": "127.0.0.1:0"}})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	path := filepath.Join(dir, "config.json")
 	if err := os.WriteFile(path, config, 0o600); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	cmd := exec.Command("docker-registry", "serve", path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	said, err := cmd.StderrPipe()
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	if err := cmd.Start(); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	b.later(func() error {
 		_ = cmd.Process.Kill() // may be gone already
@@ -57,10 +57,10 @@ func (b *bench) startRegistry() (addr string, err error) {
 			addr, _, _ = strings.Cut(rest, `"`)
 			addr, _, _ = strings.Cut(addr, ",")
 			go func() { _, _ = io.Copy(io.Discard, said) }() // ends with the process
-			return addr, nil
+			return addr, cmd.Process.Pid, nil
 		}
 	}
-	return "", errors.Join(errors.New("docker-registry does not say where it listens"), lines.Err())
+	return "", 0, errors.Join(errors.New("docker-registry does not say where it listens"), lines.Err())
 }
 
 // push uploads the image.

@@ -99,11 +99,14 @@ func (d *daemon) statsRound(want int, told map[string]int) func(context.Context)
 // lapDaemonCPU marks the processor time that the daemon's own process, without shims, has used meanwhile: it tells more of a busy machine.
 const lapDaemonCPU = ", CPU time"
 
-// cpuTime is that of the daemon's process, by the clock that the kernel keeps for it; 0 if it is gone.
-func (d *daemon) cpuTime() time.Duration {
+// cpuTime is that of the daemon's process.
+func (d *daemon) cpuTime() time.Duration { return cpuTimeOf(d.cmd.Process.Pid) }
+
+// cpuTimeOf is by the clock that the kernel keeps for a process; 0 if it is gone.
+func cpuTimeOf(pid int) time.Duration {
 	const scheduler = 2
 	var t unix.Timespec
-	if unix.ClockGettime(int32(^d.cmd.Process.Pid<<3|scheduler), &t) != nil {
+	if unix.ClockGettime(int32(^pid<<3|scheduler), &t) != nil {
 		return 0
 	}
 	return time.Duration(t.Nano())

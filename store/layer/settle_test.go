@@ -1,0 +1,52 @@
+package layer
+
+import (
+	"archive/tar"
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/criserver/criserver/store/layer/tartest"
+)
+
+func TestRunSyncsWhenNothingIsUnpacked(t *testing.T) {
+	rows := []struct {
+		name string
+		then func(w *Writer) error
+	}{
+		{"the other layer ended", (*Writer).Discard},
+		{"the other layer ended twice", func(w *Writer) error { _ = w.Discard(); return w.Discard() }},
+		{"the other layer takes too long", func(*Writer) error { time.Sleep(syncDelay); return nil }},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := open(t, Config{Root: t.TempDir(), Format: EROFS, BootID: "first"})
+				run, stop := context.WithCancel(ctx)
+				defer stop()
+				go s.Run(run)
+				other, err := s.Begin(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = other.Discard() }() // harmless again
+				id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 5000}))
+				synctest.Wait()
+				if l, err := s.Stat(id); err != nil || l.Durable {
+					t.Errorf("while another layer is unpacked: %+v, %v", l, err)
+				}
+				if err := row.then(other); err != nil {
+					t.Error(err)
+				}
+				synctest.Wait()
+				if l, err := s.Stat(id); err != nil || !l.Durable {
+					t.Errorf("after that: %+v, %v", l, err)
+				}
+				if n := s.unpacking.Load(); n != 0 && row.name != rows[2].name {
+					t.Errorf("%d layers are being unpacked", n)
+				}
+			})
+		})
+	}
+}
