@@ -371,7 +371,7 @@ func TestDescribe(t *testing.T) {
 	for _, w := range ways {
 		if text, ok := want[w.name]; ok {
 			w.config.Root = t.TempDir()
-			if got := open(t, w.config).Describe(); got != text {
+			if got := open(t, w.config).Describe(); !strings.HasPrefix(got, text+"; writable directories: ") {
 				t.Errorf("%s: %s", w.name, got)
 			}
 		}
