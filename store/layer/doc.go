@@ -7,7 +7,7 @@
 //
 // "erofs": two files, metadata and contents (package erofs), mounted once from the files, with `directio` where the
 // kernel has it (else page cache would hold contents twice; a new layer gets it after two minutes, see warm.go).
-// Linux 6.12. "overlay": a directory (package dirtree).
+// Linux 6.12. A mount reads ahead as the disk below does, up to 1 MiB (package readahead). "overlay": a directory (package dirtree).
 // New layers get the format that was asked for or the first that works; layers of the other format are used as well.
 //
 // # Durability
@@ -46,5 +46,6 @@
 //	                               directories, which one goroutine deletes; Close waits for it
 //
 // Concurrency: all methods of Store are safe. Lock order: entry.mounting (held for one mount of that layer), then
-// Store.mu (held for one rename or open inside the root, never while unpacking, mounting, syncing or deleting).
+// the lock of readahead.Disk (held for one mount of any layer), then Store.mu (held for one rename or open inside the root,
+// never while unpacking, mounting, syncing or deleting).
 package layer

@@ -148,7 +148,20 @@ func (s *Store) mounted(e *entry) (*lowerMount, error) {
 	return m, nil
 }
 
-func (s *Store) openLower(e *entry) (*lowerMount, error) {
+// openLower makes e's mount; one of EROFS reads ahead as its disk does.
+func (s *Store) openLower(e *entry) (m *lowerMount, err error) {
+	if e.Format != EROFS {
+		return s.openThere(e)
+	}
+	err = s.disk.Mount(e.dir, func() (err error) {
+		m, err = s.openThere(e)
+		return err
+	})
+	return m, err
+}
+
+// openThere opens e where overlays can take it: in the namespace, if there is one.
+func (s *Store) openThere(e *entry) (*lowerMount, error) {
 	if s.ns == nil {
 		f, err := s.openTree(e.dir, e.Format, s.wantsDirect(e))
 		return &lowerMount{file: f}, err

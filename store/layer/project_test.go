@@ -15,15 +15,15 @@ import (
 	"github.com/criserver/criserver/store/layer/tartest"
 )
 
-// countingDisk mounts a file system that counts projects, in a file of its own.
-func countingDisk(t *testing.T, kind string, mkfs ...string) string {
+// loopDisk mounts a file system in a file of its own.
+func loopDisk(t *testing.T, kind, options string, mkfs ...string) string {
 	t.Helper()
 	root(t)
 	if _, err := exec.LookPath(mkfs[0]); err != nil {
 		t.Skipf("%s is not installed", mkfs[0])
 	}
 	image := filepath.Join(t.TempDir(), "image")
-	dir, err := os.MkdirTemp("", "counting-disk-") // not below t.TempDir, where root looks for mounts of the store
+	dir, err := os.MkdirTemp("", "loop-disk-") // not below t.TempDir, where root looks for mounts of the store
 	if err == nil {
 		err = os.WriteFile(image, nil, 0o600)
 	}
@@ -37,8 +37,8 @@ func countingDisk(t *testing.T, kind string, mkfs ...string) string {
 	if out, err := exec.Command(mkfs[0], append(mkfs[1:], image)...).CombinedOutput(); err != nil {
 		t.Fatalf("%q: %v: %s", mkfs, err, out)
 	}
-	if out, err := exec.Command("mount", "-n", "-t", kind, "-o", "loop,prjquota", image, dir).CombinedOutput(); err != nil {
-		t.Skipf("this kernel mounts no %s with project quotas: %s", kind, out)
+	if out, err := exec.Command("mount", "-n", "-t", kind, "-o", "loop,"+options, image, dir).CombinedOutput(); err != nil {
+		t.Skipf("this kernel mounts no %s with %s: %s", kind, options, out)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
@@ -50,9 +50,9 @@ func countingDisk(t *testing.T, kind string, mkfs ...string) string {
 
 func TestProjectQuotas(t *testing.T) {
 	t.Run("ext4", func(t *testing.T) {
-		testProjectQuotas(t, countingDisk(t, "ext4", "mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota"))
+		testProjectQuotas(t, loopDisk(t, "ext4", "prjquota", "mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota"))
 	})
-	t.Run("xfs", func(t *testing.T) { testProjectQuotas(t, countingDisk(t, "xfs", "mkfs.xfs", "-q")) })
+	t.Run("xfs", func(t *testing.T) { testProjectQuotas(t, loopDisk(t, "xfs", "prjquota", "mkfs.xfs", "-q")) })
 }
 
 func testProjectQuotas(t *testing.T, disk string) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/store/layer/quota"
+	"github.com/criserver/criserver/store/layer/readahead"
 	"github.com/criserver/criserver/store/layer/tarstream"
 )
 
@@ -73,6 +74,7 @@ type Store struct {
 	unpacked  chan struct{}   // wakes Run when the last one ends
 	cleanup   sync.WaitGroup
 	quota     *quota.FS // nil: nothing counts writable directories
+	disk      readahead.Disk
 
 	discarded atomic.Uint64 // names what lies in trash, unlike anything that an earlier process left there
 
