@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -63,6 +64,7 @@ func (k *keeper) release(id ContainerID) []string {
 const (
 	keptPrefix = "layers/"
 	keptAtOnce = 200 // as many descriptors as one message takes
+	keepBound  = 10 * time.Second
 )
 
 // keptName is under what pause keeps the n-th lot of mounts for a container.
@@ -74,7 +76,11 @@ func keptName(id ContainerID, n int) string {
 // only for speed: failing is no failure.
 func (b *building) keepLayers(ctx context.Context) error {
 	if b.p.s.keeper.layers != nil {
-		b.keeping.Go(func() { b.handOver(ctx) })
+		b.keeping.Go(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepBound) // the step's own ctx ends with the step
+			defer cancel()
+			b.handOver(ctx)
+		})
 	}
 	return nil
 }
