@@ -42,7 +42,8 @@ func TestRegistryCredentials(t *testing.T) {
 		}
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	d.restart(t) // with the helpers in its PATH
+	d.crash(t)  // a stop without pods would take the network away
+	d.resume(t) // with the helpers in its PATH
 	path := filepath.Join(dir, "auth.json")
 	if text := d.reload(t, fmt.Sprintf("[registries]\ncredentials_file = %q\ncredential_helper_timeout = '1s'\n", path)); !strings.Contains(text, "configuration reloaded") {
 		t.Fatalf("not reloaded: %s", text)
