@@ -1,9 +1,11 @@
 package ociruntime
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +29,7 @@ func (p *Pod) short(group *cgroup.Group, err error) error {
 	case p.group == nil: // systemd could not put pause into group
 		limit = oomKilled(group)
 	default:
-		if limit = oomKilled(p.group); limit != "" {
+		if limit = cmp.Or(oomKilled(p.group), p.oomKilledInScope()); limit != "" {
 			limit = "pause was killed, " + limit
 		}
 	}
@@ -35,6 +37,18 @@ func (p *Pod) short(group *cgroup.Group, err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: %s", err, limit)
+}
+
+// oomKilledInScope does so for a pause that died where systemd had put it, before it had entered its leaf: v1 counts a kill only there.
+func (p *Pod) oomKilledInScope() string {
+	if p.scope == nil {
+		return ""
+	}
+	scope, err := p.runtime.config.Cgroups.Open(path.Split(p.scope.Path()))
+	if err != nil {
+		return ""
+	}
+	return oomKilled(scope)
 }
 
 // oomKilled names the memory limit if the kernel has killed in group for want of memory. A group that is not there cannot
