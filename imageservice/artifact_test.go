@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"slices"
@@ -206,6 +207,8 @@ func TestArtifactFaults(t *testing.T) {
 func TestArtifactPartsThatLie(t *testing.T) {
 	tarball := registry.Tar(t, registry.File{Header: tar.Header{Name: "f"}, Body: "x"})
 	gzip := "application/vnd.example.tar+gzip"
+	noise := make([]byte, 4<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise) // never fails
 	for _, row := range []struct {
 		name string
 		part registry.Part
@@ -223,6 +226,8 @@ func TestArtifactPartsThatLie(t *testing.T) {
 		{"not compressed", registry.Part{MediaType: gzip, Data: tarball}, nil, "decompress"},
 		{"cut off", registry.Part{MediaType: gzip, Data: registry.Compress(t, "gzip", tarball)[:20]}, nil, "decompress"},
 		{"leads out", registry.Part{MediaType: "a/b.tar", Data: registry.Tar(t, registry.File{Header: tar.Header{Name: "../f"}, Body: "x"})}, nil, "../f"},
+		{"leads out while its decompressor reads ahead", registry.Part{MediaType: "application/vnd.example.tar+zstd", Data: registry.Compress(t, "zstd",
+			registry.Tar(t, registry.File{Header: tar.Header{Name: "../f"}, Body: string(noise)}))}, nil, "../f"},
 		{"denied", registry.Named("bad", "right"), func(w http.ResponseWriter, _ *http.Request, _ []byte) { w.WriteHeader(http.StatusForbidden) }, "403"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -87,19 +88,9 @@ func (s *Service) unpackPart(ctx context.Context, cancel func(), blob io.Reader,
 	defer func() { err = errors.Join(err, w.Discard()) }()
 	in := &hashed{r: blob, hash: p.desc.Digest.Algorithm().Hash(), seen: entry.Receive}
 	out := &hashed{hash: digest.Canonical.Hash(), seen: func(int) {}}
-	var archive io.ReadCloser
-	if p.file != "" {
-		archive, err = archiveOf(p.file, p.desc.Size, in)
-	} else {
-		archive, err = s.bounds.decompress(ctx, p.packed().MediaType, in)
-	}
-	if err == nil {
-		defer func() { _ = archive.Close() }() // its errors came with Read
-		out.r = &expansion{r: archive, out: entry.Unpack, limit: func() int64 { return p.desc.Size + s.cfg.Limits.expanded(in.read) }}
-		err = writePart(w, out, cancel)
-	}
+	err = s.expandPart(ctx, w, p, in, out, entry, cancel)
 	var content contentError
-	if err != nil && (!errors.As(err, &content) || p.desc.Size-in.read > maxDrain) {
+	if err != nil && (!errors.As(err, &content) || p.desc.Size-in.read.Load() > maxDrain) {
 		return "", err
 	}
 	if _, drainErr := io.Copy(io.Discard, in); drainErr != nil { // of several things that are wrong, that
@@ -114,6 +105,24 @@ func (s *Service) unpackPart(ctx context.Context, cancel func(), blob io.Reader,
 	id = digest.NewDigest(digest.Canonical, out.hash)
 	_, err = w.Commit(id)
 	return id, err
+}
+
+// expandPart writes what in holds as an archive, through out. Nobody reads in when it returns: a decompressor that reads ahead
+// has ended.
+func (s *Service) expandPart(ctx context.Context, w *layer.Writer, p artifactPart, in, out *hashed, entry *progress.Layer, cancel func()) error {
+	var archive io.ReadCloser
+	var err error
+	if p.file != "" {
+		archive, err = archiveOf(p.file, p.desc.Size, in)
+	} else {
+		archive, err = s.bounds.decompress(ctx, p.packed().MediaType, in)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = archive.Close() }() // its errors came with Read
+	out.r = &expansion{r: archive, out: entry.Unpack, limit: func() int64 { return p.desc.Size + s.cfg.Limits.expanded(in.read.Load()) }}
+	return writePart(w, out, cancel)
 }
 
 func writePart(w *layer.Writer, archive io.Reader, cancel func()) error {
@@ -147,14 +156,14 @@ func archiveOf(name string, size int64, content io.Reader) (io.ReadCloser, error
 type hashed struct {
 	r    io.Reader
 	hash hash.Hash
-	seen func(int) // is told of more
-	read int64
+	seen func(int)    // is told of more
+	read atomic.Int64 // bytes so far, for whoever looks while a decompressor reads ahead
 }
 
 func (h *hashed) Read(p []byte) (int, error) {
 	n, err := h.r.Read(p)
 	h.hash.Write(p[:n]) // never fails
-	h.read += int64(n)
+	h.read.Add(int64(n))
 	h.seen(n)
 	return n, err
 }
