@@ -65,12 +65,21 @@ func (h *runtimeHandlers) ContainerStatus(_ context.Context, r *runtimev1.Contai
 	if err != nil {
 		return nil, err
 	}
-	response := &runtimev1.ContainerStatusResponse{Status: containerStatus(c)}
+	response := &runtimev1.ContainerStatusResponse{}
 	if r.GetVerbose() {
-		response.Info, err = h.inspectContainer(c)
+		if response.Info, err = h.inspectContainer(c); err != nil {
+			return nil, err
+		}
 	}
-	return response, err
+	return response, h.statuses.fill(response, statusField, c)
 }
+
+// Fields with statuses of containers.
+const (
+	statusField        = 1 // of ContainerStatusResponse
+	statusesOfPodField = 3 // of PodSandboxStatusResponse
+	statusesField      = 5 // of ContainerEventResponse
+)
 
 // containerStatus is a container as its status and the events of its pod tell.
 func containerStatus(c *sandbox.ContainerStatus) *runtimev1.ContainerStatus {

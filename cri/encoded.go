@@ -1,8 +1,11 @@
 package cri
 
 import (
+	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
+	"weak"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -72,4 +75,45 @@ func (e *encodings[T]) encode(item *T) ([]byte, error) {
 	}
 	piece := make([]byte, 0, protowire.SizeTag(itemsField)+protowire.SizeBytes(len(text)))
 	return protowire.AppendBytes(protowire.AppendTag(piece, itemsField, protowire.BytesType), text), nil
+}
+
+// texts remember immutable values as they are on the wire, each as long as somebody has it.
+type texts[T any] struct {
+	translate func(*T) proto.Message
+	known     sync.Map // of weak.Pointer[T] to []byte
+}
+
+// of is a value without tag and length. Nobody changes it.
+func (t *texts[T]) of(value *T) ([]byte, error) {
+	key := weak.Make(value)
+	if text, known := t.known.Load(key); known {
+		return text.([]byte), nil
+	}
+	text, err := proto.Marshal(t.translate(value))
+	if err != nil {
+		return nil, err
+	}
+	if _, known := t.known.LoadOrStore(key, text); !known {
+		runtime.AddCleanup(value, func(key weak.Pointer[T]) { t.known.Delete(key) }, key)
+	}
+	return text, nil
+}
+
+// fill gives response values in one of its fields, which must be empty, and where nobody in this process sees them; it has no others
+// that are so.
+func (t *texts[T]) fill(response proto.Message, field protowire.Number, values ...*T) error {
+	all, size := make([][]byte, len(values)), 0
+	for i, value := range values {
+		var err error
+		if all[i], err = t.of(value); err != nil {
+			return err
+		}
+		size += protowire.SizeTag(field) + protowire.SizeBytes(len(all[i]))
+	}
+	whole := make([]byte, 0, size)
+	for _, text := range all {
+		whole = protowire.AppendBytes(protowire.AppendTag(whole, field, protowire.BytesType), text)
+	}
+	response.ProtoReflect().SetUnknown(whole)
+	return nil
 }

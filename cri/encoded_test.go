@@ -2,8 +2,12 @@ package cri
 
 import (
 	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -65,6 +69,69 @@ func TestItemsAreInField1(t *testing.T) {
 		fields := m.ProtoReflect().Descriptor().Fields()
 		if f := fields.ByNumber(itemsField); fields.Len() != 1 || f == nil || !f.IsList() {
 			t.Errorf("%s has other fields than its items", m.ProtoReflect().Descriptor().FullName())
+		}
+	}
+}
+
+// What texts fill in is, to those who receive it, the list of the values; each is translated once, by whoever asks first, and forgotten
+// with its value.
+func TestTexts(t *testing.T) {
+	type value struct{ name string }
+	translated := func(v *value) *runtimev1.ContainerStatus {
+		return &runtimev1.ContainerStatus{Id: v.name, Labels: map[string]string{"name": v.name}}
+	}
+	var translations atomic.Int32
+	e := texts[value]{translate: func(v *value) proto.Message { translations.Add(1); return translated(v) }}
+	known := func() (n int) {
+		e.known.Range(func(any, any) bool { n++; return true })
+		return n
+	}
+	values := []*value{{"c0"}, {"c1"}, {"c2"}}
+	for _, of := range [][]*value{values[:1], values, values[1:], nil, values} {
+		sent := &runtimev1.PodSandboxStatusResponse{Timestamp: 7}
+		if err := e.fill(sent, statusesOfPodField, of...); err != nil {
+			t.Fatal(err)
+		}
+		data, err := proto.Marshal(sent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		received, want := &runtimev1.PodSandboxStatusResponse{}, &runtimev1.PodSandboxStatusResponse{Timestamp: 7}
+		if err := proto.Unmarshal(data, received); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range of {
+			want.ContainersStatuses = append(want.ContainersStatuses, translated(v))
+		}
+		if !proto.Equal(received, want) {
+			t.Errorf("received %v, want %v", received, want)
+		}
+	}
+	if n := translations.Load(); n != 3 || known() != 3 {
+		t.Errorf("%d translations, %d are known", n, known())
+	}
+	kept := values[1]
+	clear(values)
+	for deadline := time.Now().Add(30 * time.Second); known() != 1; runtime.Gosched() {
+		if runtime.GC(); time.Now().After(deadline) {
+			t.Fatalf("%d are known, one is there", known())
+		}
+	}
+	if _, err := e.of(kept); err != nil || translations.Load() != 3 {
+		t.Errorf("what is kept was forgotten: %v", err)
+	}
+}
+
+func TestStatusesAreInTheirFields(t *testing.T) {
+	for _, test := range []struct {
+		of    proto.Message
+		field protowire.Number
+	}{
+		{&runtimev1.ContainerStatusResponse{}, statusField}, {&runtimev1.PodSandboxStatusResponse{}, statusesOfPodField}, {&runtimev1.ContainerEventResponse{}, statusesField},
+	} {
+		f := test.of.ProtoReflect().Descriptor().Fields().ByNumber(test.field)
+		if want := (&runtimev1.ContainerStatus{}).ProtoReflect().Descriptor(); f == nil || f.Message() == nil || f.Message().FullName() != want.FullName() {
+			t.Errorf("%s has %v as field %d", test.of.ProtoReflect().Descriptor().FullName(), f, test.field)
 		}
 	}
 }

@@ -26,20 +26,24 @@ func (h *runtimeHandlers) GetContainerEvents(_ *runtimev1.GetEventsRequest, stre
 		if err != nil {
 			return err
 		}
-		if err := stream.Send(event(e)); err != nil {
+		response, err := h.event(e)
+		if err == nil {
+			err = stream.Send(response)
+		}
+		if err != nil {
 			return err
 		}
 	}
 }
 
-func event(e *sandbox.Event) *runtimev1.ContainerEventResponse {
-	return &runtimev1.ContainerEventResponse{
+func (s *Server) event(e *sandbox.Event) (*runtimev1.ContainerEventResponse, error) {
+	response := &runtimev1.ContainerEventResponse{
 		ContainerId:        e.ID,
 		ContainerEventType: eventTypes[e.Type],
 		CreatedAt:          nanos(e.At),
 		PodSandboxStatus:   podStatus(e.Pod),
-		ContainersStatuses: containerStatuses(e.Containers),
 	}
+	return response, s.statuses.fill(response, statusesField, e.Containers...)
 }
 
 var eventTypes = map[sandbox.EventType]runtimev1.ContainerEventType{
@@ -47,12 +51,4 @@ var eventTypes = map[sandbox.EventType]runtimev1.ContainerEventType{
 	sandbox.EventStarted: runtimev1.ContainerEventType_CONTAINER_STARTED_EVENT,
 	sandbox.EventStopped: runtimev1.ContainerEventType_CONTAINER_STOPPED_EVENT,
 	sandbox.EventDeleted: runtimev1.ContainerEventType_CONTAINER_DELETED_EVENT,
-}
-
-func containerStatuses(all []*sandbox.ContainerStatus) []*runtimev1.ContainerStatus {
-	statuses := make([]*runtimev1.ContainerStatus, len(all))
-	for i, c := range all {
-		statuses[i] = containerStatus(c)
-	}
-	return statuses
 }

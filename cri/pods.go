@@ -39,13 +39,13 @@ func (h *runtimeHandlers) PodSandboxStatus(_ context.Context, r *runtimev1.PodSa
 		return nil, err
 	}
 	pod := view.Pod
-	response := &runtimev1.PodSandboxStatusResponse{
-		Status: podStatus(pod), ContainersStatuses: containerStatuses(view.Containers), Timestamp: nanos(view.At),
-	}
+	response := &runtimev1.PodSandboxStatusResponse{Status: podStatus(pod), Timestamp: nanos(view.At)}
 	if r.GetVerbose() {
-		response.Info, err = h.inspectPod(pod)
+		if response.Info, err = h.inspectPod(pod); err != nil {
+			return nil, err
+		}
 	}
-	return response, err
+	return response, h.statuses.fill(response, statusesOfPodField, view.Containers...)
 }
 
 // podStatus is a pod as its status and its events tell.

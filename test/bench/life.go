@@ -93,7 +93,7 @@ func measureLife(ctx context.Context, b *bench) error {
 			b.compare("CRI: StartContainer / "+p.name+" run, "+r.how, r.find(ours, lapCRIStart), r.find(p.name, lapRun), startTarget[p.name])
 		}
 	}
-	return b.throughput(ctx, all, onHost, hostRateTarget)
+	return b.throughput(ctx, all, onHost, nil, hostRateTarget)
 }
 
 // measureBridge measures the same with a bridge network, beside the plugins alone.
@@ -120,7 +120,7 @@ func measureBridge(ctx context.Context, b *bench) error {
 		b.compareDaemons(lapUp+", bridge, "+r.how, r.results, lapUp, noTarget)
 		b.compareDaemons(lapStopPod+", bridge, "+r.how, r.results, lapStopPod, noTarget)
 	}
-	return b.throughput(ctx, all, onBridge, bridgeRateTarget)
+	return b.throughput(ctx, all, onBridge, &plugins, bridgeRateTarget)
 }
 
 // takeLives lets the daemons and everybody else take turns, back to back and lone, and prints their times and our stages.
@@ -184,28 +184,43 @@ func printStages(operations []operation, net network) {
 	t.print()
 }
 
-// throughput lets eight workers take pods through their whole lives.
-func (b *bench) throughput(ctx context.Context, all []*daemon, net network, target float64) error {
+// throughput lets eight workers take pods through their whole lives. floor, which may be nil, does only what everybody does of them.
+func (b *bench) throughput(ctx context.Context, all []*daemon, net network, floor *contender, target float64) error {
 	heading("CRI: whole lives of pods with the " + string(net) + " network, 8 in parallel")
 	t := table{header: []string{"", "pods/s", "pods"}}
 	rates := map[string]float64{}
+	measure := func(c contender, n int) error {
+		began := time.Now()
+		err := parallel(ctx, 8, n, func(ctx context.Context, _ int) error {
+			_, err := c.round(ctx)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s, 8 in parallel: %w", c.name, err)
+		}
+		rates[c.name] = float64(n) / time.Since(began).Seconds()
+		t.add(c.name, fmt.Sprintf("%.1f", rates[c.name]), fmt.Sprint(n))
+		return nil
+	}
+	if floor != nil {
+		if err := measure(*floor, b.rounds(160)); err != nil {
+			return err
+		}
+	}
 	for _, d := range all {
 		n := b.rounds(160)
 		if d.name != ours {
 			n = b.rounds(40)
 		}
-		began := time.Now()
-		err := parallel(ctx, 8, n, func(ctx context.Context, _ int) error {
-			_, err := d.life(ctx, net)
+		if err := measure(d.lives(net), n); err != nil {
 			return err
-		})
-		if err != nil {
-			return fmt.Errorf("%s, 8 in parallel: %w", d.name, err)
 		}
-		rates[d.name] = float64(n) / time.Since(began).Seconds()
-		t.add(d.name, fmt.Sprintf("%.1f", rates[d.name]), fmt.Sprint(n))
 	}
 	t.print()
-	b.compareRates("pods a second, whole lives, 8 in parallel, "+string(net)+" network", "pods/s", rates, target)
+	figure := "pods a second, whole lives, 8 in parallel, " + string(net) + " network"
+	b.compareRates(figure, "pods/s", rates, target)
+	if floor != nil {
+		b.ratio("CRI: "+figure+" / "+floor.name, fmt.Sprintf("%.3g pods/s", rates[ours]), fmt.Sprintf("%.3g pods/s", rates[floor.name]), rates[floor.name]/rates[ours], noTarget)
+	}
 	return nil
 }

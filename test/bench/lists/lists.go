@@ -57,6 +57,7 @@ type Options struct {
 	Requests   int  // of each kind and parallelism
 	Stats      bool // the containers are started, and statistics are asked for instead
 	Parallel   []int
+	CPU        func() time.Duration // processor time that the server has used so far; nil: nobody knows
 }
 
 // Report is what was found out.
@@ -72,6 +73,7 @@ type Row struct {
 	Parallel        int
 	Answered        Percentiles // until the client has the bytes
 	Decoded         Percentiles // until the client has decoded them, too
+	CPU             Percentiles // processor time of the server meanwhile, one request at a time; else, and if nobody knows, 0
 	Bytes           int         // of one answer
 	RequestsASecond float64
 }
@@ -113,8 +115,8 @@ func Measure(ctx context.Context, conn *grpc.ClientConn, o Options) (r *Report, 
 			if err != nil {
 				return nil, fmt.Errorf("%s, %d at the same time: %w", k.name, parallel, err)
 			}
-			r.Rows = append(r.Rows, Row{Request: k.name, Parallel: parallel, Answered: asked.percentiles(), Decoded: decoded.percentiles(), Bytes: asked.bytes,
-				RequestsASecond: float64(o.Requests) / asked.took.Seconds()})
+			r.Rows = append(r.Rows, Row{Request: k.name, Parallel: parallel, Answered: percentiles(asked.all), Decoded: percentiles(decoded.all), CPU: percentiles(asked.cpu),
+				Bytes: asked.bytes, RequestsASecond: float64(o.Requests) / asked.took.Seconds()})
 		}
 	}
 	return r, nil
@@ -123,12 +125,16 @@ func Measure(ctx context.Context, conn *grpc.ClientConn, o Options) (r *Report, 
 // times of one kind of request.
 type times struct {
 	all   []time.Duration
-	bytes int // of one answer
+	cpu   []time.Duration // of the server; nil: not known
+	bytes int             // of one answer
 	took  time.Duration
 }
 
-func (t *times) percentiles() Percentiles {
-	sorted := slices.Sorted(slices.Values(t.all))
+func percentiles(all []time.Duration) Percentiles {
+	if len(all) == 0 {
+		return Percentiles{}
+	}
+	sorted := slices.Sorted(slices.Values(all))
 	at := func(q float64) time.Duration { return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)] }
 	return Percentiles{at(0.5), at(0.99)}
 }
@@ -148,6 +154,10 @@ func (n *node) ask(ctx context.Context, conn *grpc.ClientConn, k kind, parallel,
 		}
 	}
 	t := &times{all: make([]time.Duration, requests)}
+	cpuTime := func() time.Duration { return 0 }
+	if parallel == 1 && n.options.CPU != nil {
+		t.cpu, cpuTime = make([]time.Duration, requests), n.options.CPU
+	}
 	errs := make([]error, parallel)
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -155,7 +165,11 @@ func (n *node) ask(ctx context.Context, conn *grpc.ClientConn, k kind, parallel,
 		wg.Go(func() {
 			answer := make([]byte, 0, cap(answer))
 			for i := w; i < requests && errs[w] == nil; i += parallel {
+				cpu := cpuTime()
 				t.all[i], errs[w] = k.once(ctx, conn, i, &answer, decode)
+				if t.cpu != nil {
+					t.cpu[i] = cpuTime() - cpu
+				}
 			}
 			if w == 0 {
 				t.bytes = len(answer)
@@ -169,17 +183,23 @@ func (n *node) ask(ctx context.Context, conn *grpc.ClientConn, k kind, parallel,
 
 // once sends one request and looks when its answer was there, or when it was decoded.
 func (k kind) once(ctx context.Context, conn *grpc.ClientConn, i int, answer *[]byte, decode bool) (time.Duration, error) {
-	request, err := proto.Marshal(k.request(i))
+	took, err := Take(ctx, conn, k.method, k.request(i), answer)
+	if err != nil || !decode {
+		return took, err
+	}
+	began := time.Now()
+	err = proto.Unmarshal(*answer, k.answer())
+	return took + time.Since(began), err
+}
+
+// Take sends a request of the RuntimeService and says when the bytes of its answer were there, which it leaves in answer.
+func Take(ctx context.Context, conn *grpc.ClientConn, method string, request proto.Message, answer *[]byte) (time.Duration, error) {
+	text, err := proto.Marshal(request)
 	if err != nil {
 		return 0, err
 	}
 	began := time.Now()
-	if err := conn.Invoke(ctx, "/runtime.v1.RuntimeService/"+k.method, request, answer, grpc.ForceCodecV2(verbatim{})); err != nil {
-		return 0, err
-	}
-	if decode {
-		err = proto.Unmarshal(*answer, k.answer())
-	}
+	err = conn.Invoke(ctx, "/runtime.v1.RuntimeService/"+method, text, answer, grpc.ForceCodecV2(verbatim{}))
 	return time.Since(began), err
 }
 
