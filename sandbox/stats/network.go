@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ type Network struct {
 
 // Interface is the traffic of one network device.
 type Interface struct {
-	Name              string
+	Name              string // as the pod's own: what is not UTF-8 in it, which no answer could carry, is replaced
 	Receive, Transmit Traffic
 }
 
@@ -110,7 +111,7 @@ func parseNetDev(text []byte) ([]Interface, error) {
 		traffic := func(from int) Traffic {
 			return Traffic{Bytes: values[from], Packets: values[from+1], Errors: values[from+2], Dropped: values[from+3]}
 		}
-		all = append(all, Interface{Name: string(name), Receive: traffic(receiveColumn), Transmit: traffic(transmitColumn)})
+		all = append(all, Interface{Name: strings.ToValidUTF8(string(name), "\uFFFD"), Receive: traffic(receiveColumn), Transmit: traffic(transmitColumn)})
 	}
 	return all, nil
 }

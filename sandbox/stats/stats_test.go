@@ -105,6 +105,9 @@ func TestParseNetDev(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
+	if strange, err := parseNetDev([]byte("e\xff\xfe: 7 1 0 0 0 0 0 0 9 1 0 0 0 0 0 0")); err != nil || len(strange) != 1 || strange[0].Name != "e\uFFFD" { // a name can be any bytes
+		t.Errorf("%+v, %v", strange, err)
+	}
 	for i, n := range []Network{{Interfaces: want}, {Interfaces: want[:1]}, {}} {
 		if main := []int{1, 0, -1}[i]; n.Main() != main {
 			t.Errorf("the main one of %d is %d", len(n.Interfaces), n.Main())
