@@ -213,14 +213,8 @@ func (p *Pod) Stop(ctx context.Context) error {
 	if err := p.Thaw(); err != nil {
 		return err
 	}
-	err := unix.PidfdSendSignal(int(p.conn.PidFD().Fd()), unix.SIGKILL, nil, 0)
-	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrClosed) && !errors.Is(err, unix.EBADF) {
-		return fmt.Errorf("kill pause: %w", err)
-	}
-	select {
-	case <-p.exited:
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the end of pause %d: %w", p.Pid(), ctx.Err())
+	if err := p.killPause(ctx); err != nil {
+		return err
 	}
 	if err := p.killRest(ctx); err != nil {
 		return err
@@ -239,6 +233,25 @@ func (p *Pod) Stop(ctx context.Context) error {
 		}
 	})
 	return nil
+}
+
+// killPause returns when pause is dead. One that is known to be dead is left alone: what an earlier Stop does in the background
+// closes its pidfd.
+func (p *Pod) killPause(ctx context.Context) error {
+	select {
+	case <-p.exited:
+		return nil
+	default:
+	}
+	if err := unix.PidfdSendSignal(int(p.conn.PidFD().Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill pause: %w", err)
+	}
+	select {
+	case <-p.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of pause %d: %w", p.Pid(), ctx.Err())
+	}
 }
 
 // Thaw lets pause work again if somebody has frozen the pod.
