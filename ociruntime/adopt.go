@@ -88,7 +88,7 @@ func readParents(dir string) ([]string, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	return strings.Fields(string(data)), err
+	return strings.FieldsFunc(string(data), func(c rune) bool { return c == '\n' }), err
 }
 
 // adopt asks pause for everything it holds. Exits that it reports after the listing, and before anybody watches for

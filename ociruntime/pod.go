@@ -23,7 +23,7 @@ import (
 const (
 	socketName  = "pause.sock"
 	exitsName   = "exits"
-	parentsName = "cgroup-parents" // one a line; cgroup names of the kubelet have no white space
+	parentsName = "cgroup-parents" // one a line
 	// ShmName is the source, in the pod's directory, by which a spec asks for the pod's /dev/shm.
 	ShmName = "shm"
 )

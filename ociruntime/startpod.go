@@ -413,16 +413,20 @@ func explain(prog *program.Program, err error) error {
 	return fmt.Errorf("%s: %w (instruction %d)", prog.Describe(e.Index), e.Errno, e.Index)
 }
 
-// addParents records which directories above the pod's leaves were made for it, so that they can go with the pod.
+// addParents records which directories above the pod's leaves were made for it, so that they can go with the pod. The record grows
+// line by line: what stands in it is never lost, whatever happens meanwhile.
 func (p *Pod) addParents(made []string) error {
 	p.mu.Lock()
 	made = slices.DeleteFunc(slices.Clone(made), func(dir string) bool { return slices.Contains(p.parents, dir) })
+	p.parents = append(p.parents, made...)
+	p.mu.Unlock()
 	if len(made) == 0 {
-		p.mu.Unlock()
 		return nil
 	}
-	p.parents = append(p.parents, made...)
-	text := strings.Join(p.parents, "\n")
-	p.mu.Unlock()
-	return os.WriteFile(p.path(parentsName), []byte(text), 0o600)
+	f, err := os.OpenFile(p.path(parentsName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("\n" + strings.Join(made, "\n")) // an earlier line has no end, perhaps because its writer was killed
+	return errors.Join(err, f.Close())
 }

@@ -2,9 +2,12 @@ package ociruntime
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,5 +68,34 @@ func TestPauseHasNormalWeight(t *testing.T) {
 		if text, err := os.ReadFile(filepath.Join(dir, file)); err == nil && strings.TrimSpace(string(text)) != normal {
 			t.Errorf("%s of pause is %s, want %s", file, text, normal)
 		}
+	}
+}
+
+// What was made for a pod is on record however many make something at once, and what an earlier criserver recorded stays.
+func TestParentsAreRecorded(t *testing.T) {
+	p := (&Runtime{}).newPod(PodConfig{ID: randomID(), Dir: t.TempDir()})
+	const earlier = "/sys/fs/cgroup/with a blank"
+	if err := os.WriteFile(p.path(parentsName), []byte(earlier), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{earlier}
+	var makers sync.WaitGroup
+	for i := range 20 {
+		dirs := []string{fmt.Sprintf("/sys/fs/cgroup/%02d", i), fmt.Sprintf("/sys/fs/cgroup/%02d/pod", i)}
+		want = append(want, dirs...)
+		makers.Go(func() {
+			for range 2 { // the second time there is nothing new
+				if err := p.addParents(dirs); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	makers.Wait()
+	got, err := readParents(p.config.Dir)
+	slices.Sort(got)
+	slices.Sort(want)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v instead of %q", got, err, want)
 	}
 }
