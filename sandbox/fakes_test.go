@@ -37,6 +37,7 @@ type node struct {
 	calls    []string
 	adopted  []digest.Digest // layers
 	at       func(string)
+	behind   sync.WaitGroup // what Stop leaves to be done
 
 	ignoresTerm, unkillable bool
 }
@@ -160,11 +161,17 @@ func (p *fakePod) Exited() <-chan struct{}     { return p.exited }
 func (p *fakePod) Thaw() error                 { return nil }
 func (p *fakePod) Cgroup() *cgroup.Group       { return nil }
 func (p *fakePod) Around(string) *cgroup.Group { return nil }
+
+// Stop leaves the leaf to go in the background.
 func (p *fakePod) Stop(context.Context) error {
-	return p.n.effect("Stop", func() {
-		p.die()
-		delete(p.n.leaves, p.id)
-	})
+	err := p.n.effect("Stop", p.die)
+	if err == nil {
+		p.n.behind.Go(func() {
+			time.Sleep(time.Millisecond)
+			_ = p.n.effect("RemoveLeaf", func() { delete(p.n.leaves, p.id) })
+		})
+	}
+	return err
 }
 
 func (p *fakePod) Create(_ context.Context, c ociruntime.ContainerConfig, _ RuntimeContainer) (RuntimeContainer, error) {

@@ -278,7 +278,7 @@ func TestFailingUndoIsRepeated(t *testing.T) {
 
 func TestKillAtEveryBoundary(t *testing.T) {
 	at := 0
-	for killedAt(t, at) {
+	for killedAt(t, "", at) {
 		at++
 	}
 	if at < 40 {
@@ -287,14 +287,28 @@ func TestKillAtEveryBoundary(t *testing.T) {
 	t.Logf("killed at %d boundaries", at)
 }
 
+// What a failure made criserver undo may be half undone when it is killed.
+func TestKillWhileUndoing(t *testing.T) {
+	for _, broken := range []string{"Add", "Create"} {
+		at := 0
+		for killedAt(t, broken, at) {
+			at++
+		}
+		if at < 20 {
+			t.Errorf("%s: only %d boundaries were reached", broken, at)
+		}
+		t.Logf("%s: killed at %d boundaries", broken, at)
+	}
+}
+
 // A criserver may be killed again while it deals with what the last one left.
 func TestKillWhileRecovering(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long")
 	}
 	reached := 0
-	for first := 1; killedAt(t, first); first += 6 {
-		for second := 0; killedAt(t, first, second); second++ {
+	for first := 1; killedAt(t, "", first); first += 6 {
+		for second := 0; killedAt(t, "", first, second); second++ {
 			reached++
 		}
 	}
@@ -305,13 +319,16 @@ func TestKillWhileRecovering(t *testing.T) {
 }
 
 // killedAt kills criservers, one after the other, at a boundary each: the first within a pod's life, the others while
-// they recover and remove what is left. The last one is not killed and must leave nothing of the pod. It returns false
-// if there are not that many boundaries.
-func killedAt(t *testing.T, boundaries ...int) bool {
+// they recover and remove what is left. The last one is not killed and must leave nothing of the pod. In that life the call that
+// is broken fails; "" is none. It returns false if there are not that many boundaries.
+func killedAt(t *testing.T, broken string, boundaries ...int) bool {
 	var killers []*killer
 	synctest.Test(t, func(t *testing.T) {
 		m := &machine{node: newNode(), t: t, dir: t.TempDir(), boot: "boot-1"}
 		work := m.life
+		if broken != "" {
+			m.failing(broken, errors.New("broken"))
+		}
 		for _, at := range boundaries {
 			ctx, cancel := context.WithCancel(t.Context())
 			k := &killer{at: at, kill: func() {
@@ -332,7 +349,9 @@ func killedAt(t *testing.T, boundaries ...int) bool {
 			cancel()
 			m.s.Close(ctx) // ends those that wait for what was killed; each of their effects is a boundary too
 			<-ended
+			m.behind.Wait()
 			m.at = nil
+			m.failing(broken, nil)
 			work = m.tidy
 		}
 		m.start(nil)
@@ -345,6 +364,7 @@ func killedAt(t *testing.T, boundaries ...int) bool {
 			}
 		}
 		m.s.Close(t.Context())
+		m.behind.Wait()
 	})
 	return killers[len(killers)-1].where != ""
 }

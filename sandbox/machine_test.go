@@ -105,7 +105,10 @@ func in(t *testing.T, fn func(t *testing.T, m *machine)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
-		defer func() { m.s.Close(context.Background()) }()
+		defer func() {
+			m.s.Close(context.Background())
+			m.behind.Wait()
+		}()
 		fn(t, m)
 	})
 }

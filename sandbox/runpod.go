@@ -232,7 +232,8 @@ func (p *pod) startPause(ctx context.Context) error {
 	return nil
 }
 
-// stopPause ends the pod's processes, also when nobody knows whether there are any.
+// stopPause ends the pod's processes, also when nobody knows whether there are any. What Stop leaves to the background is waited for
+// if the pod's record goes next: after a crash nobody would find it.
 func (p *pod) stopPause(ctx context.Context) error {
 	if rt := p.runtime(); rt != nil {
 		if err := rt.Stop(ctx); err != nil {
@@ -242,9 +243,12 @@ func (p *pod) stopPause(ctx context.Context) error {
 			p.s.keeper.release(c.id)
 		}
 		p.mu.Lock()
-		defer p.mu.Unlock()
 		p.rt = nil
-		return nil
+		recorded := p.phase != podCreating
+		p.mu.Unlock()
+		if recorded {
+			return nil
+		}
 	}
 	var ids []string
 	for _, c := range p.containers(func(containerPhase) bool { return true }) {
