@@ -18,7 +18,9 @@
 // # Writable layers
 //
 // Where the file system counts a directory (project quotas, see store/layer/quota) it is asked, and nothing here is used. Most
-// do not, so the directory is walked, never while a request waits: one goroutine, on a thread of the lowest priority, visits the layers in turn and rests nineteen times as long as it has worked.
+// do not, so the directory is walked, never while a request waits: one goroutine, on a thread whose I/O has the lowest priority,
+// visits the layers in turn and rests nineteen times as long as it has worked. Work is processor time, or all time where a disk
+// was read; what a busy machine makes it wait is none, so that values do not get old there.
 // A value is of the time that it says. The first visit is when the container is made, while there is nothing; after a restart
 // a container has no usage of its layer until it was visited.
 //

@@ -45,11 +45,11 @@ type Target struct {
 
 // Bounds of Walk.
 const (
-	idleShare  = 19                   // times what a piece of work took, it rests
-	piece      = 5 * time.Millisecond // of work, then rest
-	visitShare = 100                  // times what a visit took, until the next to the same layer
-	waiting    = 1 << 16              // directories that are remembered to be visited
-	batch      = 256                  // entries that are read at once
+	idleShare   = 19                   // times what a piece of work took, it rests
+	pieceOfWork = 5 * time.Millisecond // then rest
+	visitShare  = 100                  // times what a visit worked, until the next to the same layer
+	waiting     = 1 << 16              // directories that are remembered to be visited
+	batch       = 256                  // entries that are read at once
 )
 
 // Walk visits the layers that list gives, each at most every period, until ctx ends.
@@ -59,9 +59,9 @@ func Walk(ctx context.Context, period time.Duration, list func() []Target) {
 	for ctx.Err() == nil {
 		next := time.Now().Add(period)
 		for _, t := range list() {
-			if now := time.Now(); !t.Layer.due.After(now) && !t.Layer.removed.Load() {
-				t.Layer.Visit(ctx, t.Dir)
-				t.Layer.due = time.Now().Add(max(period, visitShare*time.Since(now)/(idleShare+1)))
+			if !t.Layer.due.After(time.Now()) && !t.Layer.removed.Load() {
+				worked := t.Layer.Visit(ctx, t.Dir)
+				t.Layer.due = time.Now().Add(max(period, visitShare*worked))
 			}
 			if t.Layer.due.Before(next) {
 				next = t.Layer.due
@@ -83,30 +83,53 @@ func yieldIO() {
 	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, 0, bestEffort|lowest)
 }
 
-// Visit counts what is in dir, with rests. What cannot be counted keeps the usage that is known.
-func (l *Layer) Visit(ctx context.Context, dir string) {
+// Visit counts what is in dir, with rests, and returns how long it has worked. What cannot be counted keeps the usage that is known.
+func (l *Layer) Visit(ctx context.Context, dir string) (worked time.Duration) {
+	runtime.LockOSThread() // whose work is measured
+	defer runtime.UnlockOSThread()
 	at := time.Now()
 	root, err := os.Open(dir)
 	if err != nil {
-		return
+		return 0
 	}
 	defer root.Close()
-	v := visit{layer: l, root: root, began: at}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
-		return
+	v := visit{layer: l, root: root, piece: beginPiece()}
+	if v.tree(ctx) {
+		l.usage.Store(&LayerUsage{At: at, Bytes: uint64(v.bytes + 0.5), Inodes: uint64(v.inodes + 0.5)})
 	}
-	v.add(&st)
-	v.pending = []string{"."}
-	for len(v.pending) > 0 {
-		last := len(v.pending) - 1
-		path := v.pending[last]
-		v.pending = v.pending[:last]
-		if !v.directory(ctx, path) {
-			return
-		}
+	return v.worked + v.piece.work()
+}
+
+// piece is what is done between two rests.
+type piece struct {
+	began time.Time
+	cpu   time.Duration // of the thread until then
+	read  int64         // blocks that disks had given to the thread until then
+}
+
+func beginPiece() piece {
+	p := piece{began: time.Now()}
+	p.cpu, p.read = threadUse()
+	return p
+}
+
+// work is how long the piece has taken so far: processor time, or all time if something came from a disk. What the thread waits
+// for a processor on a busy machine is no work.
+func (p *piece) work() time.Duration {
+	took := time.Since(p.began)
+	if took < pieceOfWork {
+		return took
 	}
-	l.usage.Store(&LayerUsage{At: at, Bytes: uint64(v.bytes + 0.5), Inodes: uint64(v.inodes + 0.5)})
+	if cpu, read := threadUse(); read == p.read {
+		return cpu - p.cpu
+	}
+	return took
+}
+
+func threadUse() (cpu time.Duration, read int64) {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_THREAD, &u) // has no way to fail
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), u.Inblock
 }
 
 // visit is one count. It remembers no inodes: a file with n names counts for 1/n at each of them. A tree in which more than
@@ -117,7 +140,27 @@ type visit struct {
 	pending []string // paths below root
 	bytes   float64
 	inodes  float64
-	began   time.Time // of the present piece of work
+	piece   piece
+	worked  time.Duration // in pieces before
+}
+
+// tree counts everything; false if the visit is to end before.
+func (v *visit) tree(ctx context.Context) bool {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(v.root.Fd()), &st); err != nil {
+		return false
+	}
+	v.add(&st)
+	v.pending = []string{"."}
+	for len(v.pending) > 0 {
+		last := len(v.pending) - 1
+		path := v.pending[last]
+		v.pending = v.pending[:last]
+		if !v.directory(ctx, path) {
+			return false
+		}
+	}
+	return true
 }
 
 // directory counts the entries of a directory; false if the visit is to end.
@@ -164,10 +207,11 @@ func (v *visit) rest(ctx context.Context) bool {
 	if v.layer.removed.Load() || ctx.Err() != nil {
 		return false
 	}
-	worked := time.Since(v.began)
-	if worked < piece {
+	worked := v.piece.work()
+	if worked < pieceOfWork {
 		return true
 	}
+	v.worked += worked
 	timer := time.NewTimer(idleShare * worked)
 	defer timer.Stop()
 	select {
@@ -175,6 +219,6 @@ func (v *visit) rest(ctx context.Context) bool {
 		return false
 	case <-timer.C:
 	}
-	v.began = time.Now()
+	v.piece = beginPiece()
 	return true
 }

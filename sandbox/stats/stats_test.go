@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -207,6 +208,26 @@ func TestLayerRemove(t *testing.T) {
 	l.Visit(t.Context(), dir)
 	if after, ok := l.Usage(); !ok || after != before {
 		t.Errorf("%+v became %+v", before, after)
+	}
+}
+
+// Work is followed by rest; time in which nothing was done, as that without a processor, is not.
+func TestRest(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	short, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	idle := visit{layer: &Layer{}, piece: beginPiece()}
+	idle.piece.began = idle.piece.began.Add(-time.Hour)
+	if !idle.rest(short) || idle.worked != 0 {
+		t.Errorf("an hour of nothing: worked %s", idle.worked)
+	}
+	busy := visit{layer: &Layer{}, piece: beginPiece()}
+	for busy.piece.work() < pieceOfWork {
+	}
+	began := time.Now()
+	if !busy.rest(short) || busy.worked < pieceOfWork || time.Since(began) < idleShare*pieceOfWork {
+		t.Errorf("worked %s, rested %s", busy.worked, time.Since(began))
 	}
 }
 
