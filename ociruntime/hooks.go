@@ -249,7 +249,7 @@ func innermostPid(pid, parent int) (int, error) {
 		switch {
 		case len(fields) == 0:
 		case name == "PPid" && fields[0] != strconv.Itoa(parent):
-			return 0, fmt.Errorf("process %d, which waits for hooks, is gone", pid)
+			return 0, fmt.Errorf("process %d, which waited to go on, is gone", pid)
 		case name == "NSpid":
 			inner, err = strconv.Atoi(fields[len(fields)-1])
 		}

@@ -39,8 +39,11 @@ func (m meeting) ready() (int, error) {
 			return 0, nil
 		}
 		messages, err := unix.ParseSocketControlMessage(oob[:got])
-		if err != nil || len(messages) != 1 {
-			return 0, fmt.Errorf("learn who waits: %d control messages: %w", len(messages), err)
+		if err == nil && len(messages) != 1 {
+			err = fmt.Errorf("%d control messages", len(messages))
+		}
+		if err != nil {
+			return 0, fmt.Errorf("learn who waits: %w", err)
 		}
 		who, err := unix.ParseUnixCredentials(&messages[0])
 		if err != nil {

@@ -111,8 +111,11 @@ func receiveFile(from *os.File, name string) (*os.File, error) {
 		return nil, fmt.Errorf("receive volume %s: %w", name, err)
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("receive volume %s: %d control messages: %w", name, len(messages), err)
+	if err == nil && len(messages) != 1 {
+		err = fmt.Errorf("%d control messages", len(messages))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("receive volume %s: %w", name, err)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil {
