@@ -50,22 +50,36 @@ func TestKillInFrozenPod(t *testing.T) {
 	})
 }
 
-// What is frozen above the pod is not this pod's business: v1 cannot kill then, and says why.
+// What is frozen above the pod is not this pod's business: v1 cannot kill then, and says why. A container that takes long to die loses
+// its quota, but not for the sake of an exec.
 func TestKillFrozenAbovePod(t *testing.T) {
 	hs := pureV1(t)
+	only(t, hs, "freezer", "cpu")
 	h := hs.byController["freezer"]
 	parent := testParent(t, hs)
-	g, err := hs.Create(parent+"/pod", "leaf", nil, nil)
+	g, err := hs.Create(parent+"/pod", "leaf", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(50000))}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = g.Delete(context.Background(), g.CreatedParents()...) })
-	start(t, g, "exec sleep 60")
+	sub, err := g.Sub("exec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, sub, "exec sleep 60")
 	freezeAt(t, h, strings.TrimPrefix(parent, "/"))
-	short, cancel := context.WithTimeout(ctx(t), time.Second)
-	defer cancel()
-	if err := g.Kill(short); err == nil || !strings.Contains(err.Error(), "it is frozen with a cgroup above its pod") {
-		t.Errorf("Kill = %v", err)
+	for _, row := range []struct {
+		g     *Group
+		quota string // after it was in vain
+	}{{sub, "50000"}, {g, "-1"}} {
+		short, cancel := context.WithTimeout(ctx(t), time.Second)
+		defer cancel()
+		if err := row.g.Kill(short); err == nil || !strings.Contains(err.Error(), "it is frozen with a cgroup above its pod") {
+			t.Errorf("Kill = %v", err)
+		}
+		if got := value(t, g, "cpu", "cpu.cfs_quota_us"); got != row.quota {
+			t.Errorf("quota %s instead of %s", got, row.quota)
+		}
 	}
 	if err := h.dialect.freeze(h, strings.TrimPrefix(parent, "/"), false); err != nil {
 		t.Fatal(err)

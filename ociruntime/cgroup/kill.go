@@ -9,6 +9,7 @@ import (
 	"path"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime/kernel"
@@ -71,8 +72,10 @@ func (g *Group) processes(h *hierarchy, dir string) ([]int, error) {
 }
 
 // Kill sends SIGKILL to every process in g and below, also to those that they fork meanwhile, and returns when none is
-// left or ctx ends. What somebody has frozen is thawed, as Thaw does. A group that is gone is no error.
+// left or ctx ends. What somebody has frozen is thawed, as Thaw does, and a quota of processor time is lifted where that takes long.
+// A group that is gone is no error.
 func (g *Group) Kill(ctx context.Context) error {
+	defer g.hasten()()
 	err := g.killOnce(ctx)
 	if err == nil {
 		err = g.WaitEmpty(ctx)
@@ -85,6 +88,28 @@ func (g *Group) Kill(ctx context.Context) error {
 		return fmt.Errorf("%w; it is frozen with a cgroup above its pod", err)
 	}
 	return err
+}
+
+// slowDeath is how long a killed group may take to end before it gets all processor time.
+const slowDeath = 100 * time.Millisecond
+
+// hasten lifts the quota of a group that takes long to die, until the function that it returns is called: before Linux 6.18 what is
+// out of quota does not even get the processor time to end. That of an exec is its container's, which lives on; that of the pod
+// is the kubelet's.
+func (g *Group) hasten() (end func()) {
+	if g.exec != "" {
+		return func() {}
+	}
+	lifted := make(chan struct{})
+	timer := time.AfterFunc(slowDeath, func() {
+		defer close(lifted)
+		_, _ = g.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(int64(-1))}}) // it has none, or is gone
+	})
+	return func() {
+		if !timer.Stop() {
+			<-lifted
+		}
+	}
 }
 
 func (g *Group) killOnce(ctx context.Context) error {
