@@ -198,8 +198,11 @@ func (h *hooking) enter(pass *passing, as *compile.Hook, request *pause.Start, p
 		as.Cgroup = new(pass.give(cgroup))
 	}
 	if h.c.record.SharedPID || h.c.record.TargetPID != "" || hasNamespace(h.c.record.Spec.Linux, specs.PIDNamespace) {
-		request.Join, err = open("pid")
+		if request.Join, err = open("pid"); err != nil {
+			return err
+		}
 	}
+	_, err = innermostPid(pid, h.c.pod.Pid()) // else they may be another's
 	return err
 }
 
