@@ -130,13 +130,9 @@ func offline(config Config) (path string, end func(), err error) {
 // serveControl answers commands until the node is closed.
 func (n *node) serveControl(c control.Config) error {
 	path := control.Socket(n.config.State)
-	l, err := listen("unix://" + path)
+	l, err := listen("unix://"+path, 0o600)
 	if err != nil {
 		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		_ = l.Close()
-		return fmt.Errorf("set mode of control socket: %w", err)
 	}
 	c.SpoolDir, c.Log = filepath.Join(n.config.Root, "images"), n.log
 	server := control.Serve(l, c)

@@ -62,7 +62,7 @@ func serve(ctx context.Context, config Config, log *slog.Logger, reloads reloads
 		}
 		defer func() { _ = lock.Close() }()
 	}
-	socket, err := listen(config.Address)
+	socket, err := listen(config.Address, 0o660)
 	if err != nil {
 		return err
 	}

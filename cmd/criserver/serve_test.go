@@ -87,7 +87,7 @@ func TestListen(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s")
 			test.prepare(t, path)
-			l, err := listen("unix://" + path)
+			l, err := listen("unix://"+path, 0o660)
 			if test.want != "" {
 				if err == nil || !strings.Contains(err.Error(), test.want) {
 					t.Fatalf("got error %v, want one about %q", err, test.want)
@@ -106,6 +106,21 @@ func TestListen(t *testing.T) {
 				t.Errorf("got mode %v, error %v, want 0660", info.Mode(), err)
 			}
 		})
+	}
+}
+
+// Permissions that are taken away after the socket is there let in who connects before.
+func TestSocketNeverHasMorePermissions(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	old := unix.Umask(0)
+	l, err := bind(path, 0o600)
+	unix.Umask(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if info, err := os.Lstat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 }
 
@@ -131,7 +146,7 @@ func TestNodeAnswersSaysReadyAndStops(t *testing.T) {
 	c.Address, c.Root, c.State = "unix://"+filepath.Join(dir, "s"), filepath.Join(dir, "root"), filepath.Join(dir, "state")
 	c.settle()
 	log := slog.New(slog.DiscardHandler)
-	socket, err := listen(c.Address)
+	socket, err := listen(c.Address, 0o660)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +201,7 @@ func TestNodeAnswersSaysReadyAndStops(t *testing.T) {
 }
 
 func TestNodeThatCannotStart(t *testing.T) {
-	socket, err := listen("unix://" + filepath.Join(t.TempDir(), "s"))
+	socket, err := listen("unix://"+filepath.Join(t.TempDir(), "s"), 0o660)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +215,7 @@ func TestNodeThatCannotStart(t *testing.T) {
 }
 
 func TestNodeThatIsStoppedWhileItStarts(t *testing.T) {
-	socket, err := listen("unix://" + filepath.Join(t.TempDir(), "s"))
+	socket, err := listen("unix://"+filepath.Join(t.TempDir(), "s"), 0o660)
 	if err != nil {
 		t.Fatal(err)
 	}
