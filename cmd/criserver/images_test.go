@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/control"
 	"github.com/criserver/criserver/imageservice"
@@ -139,6 +142,40 @@ func TestImagesVerifyFindsDamage(t *testing.T) {
 	text, code := criserver(append(args, "verify")...)
 	if found != 1 || code != exitDamaged || !strings.Contains(text, "DAMAGED") || !strings.Contains(text, "example.com/app:1") {
 		t.Errorf("%d files were damaged; exit code %d: %s", found, code, text)
+	}
+}
+
+// A device or pipe that an export goes to stays what it is, also if the export fails.
+func TestExportToWhatIsNoFile(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(pipe, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	for _, failed := range []error{nil, errors.New("failed")} {
+		d, err := newDestination(pipe, "none", io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(d.pipe, "archive"); err != nil {
+			t.Error(err)
+		}
+		if err := d.finish(failed); !errors.Is(err, failed) {
+			t.Errorf("%v instead of %v", err, failed)
+		}
+		if got, err := io.ReadAll(reader); err != nil || string(got) != "archive" {
+			t.Errorf("the pipe gave %q, %v", got, err)
+		}
+		if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
+			t.Errorf("the pipe is %v, %v", info, err)
+		}
+	}
+	if _, err := newDestination(t.TempDir(), "none", io.Discard); !errors.Is(err, unix.EISDIR) {
+		t.Errorf("a directory: %v", err)
 	}
 }
 

@@ -132,8 +132,8 @@ func compression(asked, name string) (string, error) {
 // destination is where an export goes: through a pipe from criserver to a file, which has its name only once it is whole.
 type destination struct {
 	pipe   *os.File // for criserver to write
-	file   *os.File
-	name   string // empty: standard output
+	file   *os.File // nil: standard output
+	name   string   // that file is to get; empty: it has it
 	copied chan error
 }
 
@@ -145,11 +145,11 @@ func newDestination(name, compress string, stdout io.Writer) (*destination, erro
 			return nil, errors.New("standard output is a terminal; an archive goes to a file or a pipe")
 		}
 	} else {
-		f, err := os.CreateTemp(filepath.Dir(name), ".criserver-export-")
-		if err != nil {
+		var err error
+		if d.file, d.name, err = create(name); err != nil {
 			return nil, err
 		}
-		d.name, d.file, out = name, f, f
+		out = d.file
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -161,6 +161,17 @@ func newDestination(name, compress string, stdout io.Writer) (*destination, erro
 		d.copied <- errors.Join(err, r.Close()) // criserver stops writing if this end is closed
 	}()
 	return d, nil
+}
+
+// create opens a file that is to get the name. What has the name and is no file, a device or a named pipe, is written itself:
+// a file must not take its place.
+func create(name string) (f *os.File, later string, err error) {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		f, err = os.OpenFile(name, os.O_WRONLY, 0)
+		return f, "", err
+	}
+	f, err = os.CreateTemp(filepath.Dir(name), ".criserver-export-")
+	return f, name, err
 }
 
 func pack(w io.Writer, r io.Reader, how string) error {
@@ -191,6 +202,9 @@ func (d *destination) finish(err error) error {
 	if d.file == nil {
 		return err
 	}
+	if d.name == "" {
+		return errors.Join(err, d.file.Close())
+	}
 	if err == nil {
 		err = errors.Join(d.file.Chmod(0o666&^umask()), d.file.Sync(), d.file.Close())
 	}
@@ -208,6 +222,9 @@ func (d *destination) discard() error {
 		return nil
 	}
 	_ = d.file.Close() // nothing of it is kept
+	if d.name == "" {
+		return nil
+	}
 	return os.Remove(d.file.Name())
 }
 
