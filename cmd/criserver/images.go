@@ -57,30 +57,41 @@ Exit codes: 0 done, 1 failed, 3 criserver does not run, 4 verify found damage.`,
 	return images
 }
 
-// call does one call and prints its result: as JSON if that is wanted, else by show.
+// call does one call and prints its result.
 func call[R any](cmd *cobra.Command, c *imagesCommand, name string, args any, file *os.File, show func(io.Writer, R) error) error {
+	result, err := ask[R](cmd, c, name, args, file)
+	if err != nil {
+		return err
+	}
+	return printed(cmd, c, result, show)
+}
+
+// ask does one call.
+func ask[R any](cmd *cobra.Command, c *imagesCommand, name string, args any, file *os.File) (result R, err error) {
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	socket, end, err := c.socket()
 	if err != nil {
-		return err
+		return result, err
 	}
 	defer end()
 	bar := newBar(cmd.ErrOrStderr(), name)
-	var result R
 	err = control.Call(ctx, socket, name, args, file, bar.show, &result)
 	bar.end(err == nil)
-	switch {
-	case errors.Is(err, control.ErrNotRunning):
-		return codeError{exitNotRunning, fmt.Errorf("%w; with --offline this command works without it", err)}
-	case err != nil:
-		return err
-	case c.json:
-		out := json.NewEncoder(cmd.OutOrStdout())
-		out.SetIndent("", "  ")
-		return out.Encode(result)
+	if errors.Is(err, control.ErrNotRunning) {
+		err = codeError{exitNotRunning, fmt.Errorf("%w; with --offline this command works without it", err)}
 	}
-	return show(cmd.OutOrStdout(), result)
+	return result, err
+}
+
+// printed prints a result: as JSON if that is wanted, else by show.
+func printed[R any](cmd *cobra.Command, c *imagesCommand, result R, show func(io.Writer, R) error) error {
+	if !c.json {
+		return show(cmd.OutOrStdout(), result)
+	}
+	out := json.NewEncoder(cmd.OutOrStdout())
+	out.SetIndent("", "  ")
+	return out.Encode(result)
 }
 
 // socket is that of the criserver that runs, or of one in this process that knows only images. end is called at last.

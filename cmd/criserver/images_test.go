@@ -143,6 +143,9 @@ func TestImagesVerifyFindsDamage(t *testing.T) {
 	if found != 1 || code != exitDamaged || !strings.Contains(text, "DAMAGED") || !strings.Contains(text, "example.com/app:1") {
 		t.Errorf("%d files were damaged; exit code %d: %s", found, code, text)
 	}
+	if text, code := criserver(append(args, "--json", "verify")...); code != exitDamaged || !strings.Contains(text, `"damaged": true`) {
+		t.Errorf("as JSON: exit code %d: %s", code, text)
+	}
 }
 
 // A device or pipe that an export goes to stays what it is, also if the export fails.

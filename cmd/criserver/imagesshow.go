@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -161,34 +162,39 @@ func (c *imagesCommand) newVerify() *cobra.Command {
 		Use: "verify [IMAGE...]", Short: "Read layers and compare them with what was unpacked",
 		Long: "Verify reads all layers of the images, or of all that there are, from the disk. It ends with exit code 4 if one is damaged.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bad := 0
-			err := call(cmd, c, "verify", control.Refs{Refs: args}, nil, func(w io.Writer, list []control.Verified) error {
-				for _, img := range list {
-					verdict := "good"
-					for _, l := range img.Layers {
-						switch {
-						case l.Damaged:
-							verdict = "DAMAGED"
-							bad++
-						case l.Error != "" && verdict == "good":
-							verdict = "could not tell"
-						}
-						if l.Error != "" {
-							fmt.Fprintf(os.Stderr, "%s: %s\n", short(img.ID), l.Error)
-						}
-					}
-					if _, err := fmt.Fprintf(w, "%s %s: %s\n", short(img.ID), strings.Join(names(img.RepoTags, nil), " "), verdict); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-			if err == nil && bad > 0 {
+			list, err := ask[[]control.Verified](cmd, c, "verify", control.Refs{Refs: args}, nil)
+			if err == nil {
+				err = printed(cmd, c, list, showVerified)
+			}
+			if err == nil && slices.ContainsFunc(list, damaged) {
 				return codeError{exitDamaged, errors.New("layers are damaged; `criserver images remove` and a pull bring them back")}
 			}
 			return err
 		},
 	}
+}
+
+func damaged(img control.Verified) bool {
+	return slices.ContainsFunc(img.Layers, func(l control.Layer) bool { return l.Damaged })
+}
+
+func showVerified(w io.Writer, list []control.Verified) error {
+	for _, img := range list {
+		verdict := "good"
+		for _, l := range img.Layers {
+			if l.Error != "" {
+				verdict = "could not tell"
+				fmt.Fprintf(os.Stderr, "%s: %s\n", short(img.ID), l.Error)
+			}
+		}
+		if damaged(img) {
+			verdict = "DAMAGED"
+		}
+		if _, err := fmt.Fprintf(w, "%s %s: %s\n", short(img.ID), strings.Join(names(img.RepoTags, nil), " "), verdict); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *imagesCommand) newUsage() *cobra.Command {
