@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNotRunning says that nobody listens on the socket.
+// ErrNotRunning says that no criserver listens on the socket.
 var ErrNotRunning = errors.New("criserver does not run, or is still starting")
 
 // Call asks the criserver that listens on socket and decodes its answer into result. file, if any, goes with the request and

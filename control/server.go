@@ -149,7 +149,7 @@ func (w *withFile) Read(p []byte) (int, error) {
 		}
 		for _, fd := range fds {
 			if w.file != nil {
-				_ = unix.Close(fd) // nobody asked for it
+				_ = unix.Close(fd) // more than one is not asked for
 				continue
 			}
 			w.file, err = opened(fd)

@@ -8,7 +8,7 @@
 // A layer is one stream: registry, digest of the packed bytes, inflate, digest of the plain bytes, layer store; each of
 // these works in a goroutine of its own, so that the slowest bounds the layer. Layers run side by side; layers, connections and
 // memory are bounded over all pulls (Bounds). What each stage took is accounted (package progress), for metrics and the log. The same layer wanted twice is fetched once, the same pull wanted twice runs
-// once; a caller whose ctx ends stops waiting, and the work stops when nobody waits any more. A pull that fails
+// once; a caller whose ctx ends stops waiting, and the work stops with the last one that waits. A pull that fails
 // leaves nothing behind, also no layer that was complete.
 //
 // What a pull may bring in is for package trust to say where that is configured: after the manifests are known and before
@@ -32,8 +32,8 @@
 //
 // # Invariants
 //
-// An image is in the database only while all its layers are in the store. A layer is in the store only while somebody
-// holds it (see holds) or a container's root is built on it. Nothing durable vouches for something that is not: the
+// An image is in the database only while all its layers are in the store. A layer is in the store only while it
+// is held (see holds) or a container's root is built on it. Nothing durable vouches for something that is not: the
 // store drops layers that a power loss caught before they were synced, and New then forgets the images of these.
 //
 // # Identity

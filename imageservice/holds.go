@@ -14,7 +14,7 @@ import (
 )
 
 // holds counts who needs each layer: images, pulls under way, roots being made. A layer whose last holder lets go is
-// removed from the store; whoever wants it while that happens waits for the end of it. A layer that a container's root
+// removed from the store; an acquire meanwhile waits for the end of that. A layer that a container's root
 // still uses is doomed and removed when the root is.
 type holds struct {
 	store LayerStore
@@ -63,7 +63,7 @@ func (h *holds) acquireOne(ctx context.Context, id digest.Digest) error {
 	}
 }
 
-// release lets each layer go once and removes those that nobody holds any more.
+// release lets each layer go once and removes those without holders.
 func (h *holds) release(layers []digest.Digest) error {
 	h.mu.Lock()
 	for _, id := range layers {
@@ -73,7 +73,7 @@ func (h *holds) release(layers []digest.Digest) error {
 	return h.remove(layers)
 }
 
-// sweep removes the doomed layers that no root uses any more, and all others of the store that nobody holds.
+// sweep removes the doomed layers that no root uses any more, and all others of the store without holders.
 func (h *holds) sweep() error {
 	var all []digest.Digest
 	for _, l := range h.store.List() {
@@ -90,7 +90,7 @@ func (h *holds) removeDoomed() error {
 	return h.remove(doomed)
 }
 
-// remove removes those layers from the store that nobody holds.
+// remove removes those layers from the store that have no holders.
 func (h *holds) remove(layers []digest.Digest) error {
 	var errs []error
 	for _, id := range layers {

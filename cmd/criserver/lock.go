@@ -41,7 +41,7 @@ func lockDir(what, dir string) (*os.File, error) {
 	return f, nil
 }
 
-// lockBound is how long a lock may be held by somebody who is about to die: a child that a criserver forked just before
+// lockBound is how long a lock may be held by a process that is about to die: a child that a criserver forked just before
 // it was killed, and that has not executed its program yet, holds the lock of its parent.
 const lockBound = 2 * time.Second
 

@@ -9,7 +9,7 @@ import (
 type challenge struct {
 	scheme string // in lower case
 	params map[string]string
-	twice  bool // a parameter is there twice, and nobody can say which is meant
+	twice  bool // a parameter is there twice: ambiguous
 }
 
 // challenges parses as much of the headers as is well-formed.

@@ -130,7 +130,7 @@ func parseToken(data []byte) (token string, life time.Duration, err error) {
 	return token, life - life/10, nil
 }
 
-// withinHost follows redirects of a token server only on itself: what it is asked with is for nobody else, and an answer from
+// withinHost follows redirects of a token server only on itself: the credentials are for that host alone, and a token from
 // elsewhere would be sent to the registry.
 func withinHost(req *http.Request, via []*http.Request) error {
 	switch {

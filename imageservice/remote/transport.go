@@ -16,7 +16,7 @@ import (
 // end of the caller's context.
 type unavailable struct {
 	err   error
-	final bool // asking again cannot help before somebody has changed something
+	final bool // asking again cannot help
 }
 
 func (u unavailable) Error() string { return u.err.Error() }

@@ -10,7 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Image is one image. Images of a Snapshot are shared: nobody may change them.
+// Image is one image. Images of a Snapshot are shared and read-only.
 type Image struct {
 	ID             digest.Digest   // of Config; of an artifact, of Manifest
 	Names          []string        // normalised repository:tag, sorted

@@ -138,7 +138,7 @@ func (s *Store) mounted(e *entry) (*lowerMount, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e.removed { // while it was being mounted; nobody would close the mount
+	if e.removed { // while it was being mounted: the mount would leak
 		return nil, errors.Join(ErrNotFound, m.Close())
 	}
 	if e.mount != nil { // adopted meanwhile

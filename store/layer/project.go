@@ -37,7 +37,7 @@ func (s *Store) takeProject(container string) (uint32, error) {
 		} else if inodes == 0 {
 			return project, s.quota.Limit(project, uint64(s.config.WritableLimit)) // also takes a former one away
 		}
-		try = project // of somebody else, or of what is being deleted
+		try = project // of other files, or of what is being deleted
 	}
 }
 

@@ -25,7 +25,7 @@ func (s *Store) subtree(root *os.File, path string) (*os.File, error) {
 		return errors.Join(err, s.ns.detach(name))
 	})
 	if err != nil && sub != nil {
-		_ = sub.Close() // nobody gets it
+		_ = sub.Close() // it is not returned
 		sub = nil
 	}
 	return sub, err

@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// newUserNS makes a user namespace with the given maps that nobody lives in; the file holds it.
+// newUserNS makes a user namespace with the given maps and no process; the file holds it.
 func newUserNS(uids, gids []IDMap) (*os.File, error) {
 	f, err := startUserNS(uids, gids)
 	if err != nil {

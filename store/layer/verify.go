@@ -32,7 +32,7 @@ const (
 // Verify reads the layer's files from disk, past the page cache where the file system can, and compares them with
 // checksums that were made while it was unpacked. The error satisfies errors.Is(err, ErrDamaged) if they differ, and
 // names files and blocks; others are ErrNotFound and ErrNoChecksums. The layer cannot be removed meanwhile.
-// Checksums find what happens to disks; whoever can write to the store could write them too.
+// Checksums find what happens to disks, not tampering; see package sums.
 func (s *Store) Verify(ctx context.Context, id digest.Digest) error {
 	e, err := s.acquire(id)
 	if err != nil {

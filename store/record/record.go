@@ -164,7 +164,7 @@ func SetAside(path string) (string, error) {
 	}
 }
 
-// Sweep removes the temporary files that writers left in dir when they were killed. Nobody may be writing there.
+// Sweep removes the temporary files that writers left in dir when they were killed. No Write may be under way there.
 func Sweep(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 // tap passes the archive on and gives the frame what the store does not keep.
 type tap struct {
 	r      io.Reader
-	frame  *frame.Writer // nil: nobody wants it
+	frame  *frame.Writer // nil: not wanted
 	kept   bool          // what is read now goes to the store
 	passed int64         // bytes of the content that went there
 }
