@@ -17,14 +17,19 @@ type Limit struct {
 	AtOnce    int     // requests of which the answer was not read to its end
 }
 
-// gate is what all requests to a host go through. A request keeps its place until its body is closed: whoever reads a body
-// must not wait for another place of the same host while he lets that body stand.
+// gate is what all requests to a host go through. A request keeps its place until its body is closed, so the reader of
+// a body must not wait for another place of the same host while that body is open.
 type gate struct {
 	limit  Limit
 	rate   *rate.Limiter
 	places *semaphore.Weighted // nil: any number
-	shut   atomic.Int64        // until when the host wants to be left alone, in Unix nanoseconds
+	shut   atomic.Int64        // until when the host wants to be left alone; see uptime
 }
+
+var started = time.Now()
+
+// uptime is a time that no change of the machine's clock moves.
+func uptime() time.Duration { return time.Since(started) }
 
 func newGate(l Limit) *gate {
 	g := &gate{limit: l, rate: rate.NewLimiter(rate.Inf, 0)}
@@ -60,7 +65,7 @@ func (g *gate) pace(ctx context.Context) error {
 
 // close keeps requests off for a time, unless they are kept off for longer already.
 func (g *gate) close(d time.Duration) {
-	until := time.Now().Add(d).UnixNano()
+	until := int64(uptime() + d)
 	for {
 		old := g.shut.Load()
 		if old >= until || g.shut.CompareAndSwap(old, until) {
@@ -70,7 +75,18 @@ func (g *gate) close(d time.Duration) {
 }
 
 // closed is how long requests are kept off, at least.
-func (g *gate) closed() time.Duration { return time.Until(time.Unix(0, g.shut.Load())) }
+func (g *gate) closed() time.Duration { return time.Duration(g.shut.Load()) - uptime() }
+
+// idle says whether nothing is lost with g but what its rate has counted.
+func (g *gate) idle() bool {
+	if all := int64(g.limit.AtOnce); g.places != nil {
+		if !g.places.TryAcquire(all) {
+			return false
+		}
+		g.places.Release(all)
+	}
+	return g.closed() <= 0
+}
 
 // spread makes a wait a random part longer, so that many who wait for the same do not come back at once.
 func spread(d time.Duration) time.Duration { return d + rand.N(d/4+1) }

@@ -164,6 +164,30 @@ func TestConfigureCountsForLaterSessions(t *testing.T) {
 	}
 }
 
+func TestHostsThatAreNotAskedAreForgotten(t *testing.T) {
+	cfg := Config{Limit: Limit{AtOnce: 2}}
+	r := New(cfg)
+	asked, shut := r.gate(cfg, "asked.test"), r.gate(cfg, "shut.test")
+	leave, err := asked.enter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	shut.close(time.Hour)
+	for i := range 3 * maxGates {
+		r.gate(cfg, fmt.Sprint(i, ".test"))
+	}
+	if n := len(r.gates); n > maxGates {
+		t.Errorf("%d hosts are remembered", n)
+	}
+	if r.gate(cfg, "asked.test") != asked || r.gate(cfg, "shut.test") != shut {
+		t.Error("a host that is being asked, or wants to be left alone, was forgotten")
+	}
+	leave()
+	if !asked.idle() {
+		t.Error("a host that was asked is not idle afterwards")
+	}
+}
+
 // TestPartsWithinTheLimit: the parts of a blob do not wait for each other's places, also when each breaks off once.
 func TestPartsWithinTheLimit(t *testing.T) {
 	var broken sync.Map

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -93,6 +94,9 @@ func (c Config) fallback(registry string) Fallback {
 	return c.Fallback
 }
 
+// maxGates is how many hosts are remembered that are not being asked: references name any number of them.
+const maxGates = 1000
+
 // Registries opens sessions, and keeps what they share: how much each host may be asked at a time.
 type Registries struct {
 	mu    sync.Mutex
@@ -116,13 +120,17 @@ func (r *Registries) Configure(cfg Config) {
 	r.cfg = cfg.withDefaults()
 }
 
-// gate returns the one of a host. A limit that has changed makes a new one; earlier sessions keep theirs.
+// gate returns the one of a host. A limit that has changed makes a new one, and so does one that was forgotten; earlier
+// sessions keep theirs.
 func (r *Registries) gate(cfg Config, host string) *gate {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	limit := cfg.limit(host)
 	if g := r.gates[host]; g != nil && g.limit == limit {
 		return g
+	}
+	if len(r.gates) >= maxGates {
+		maps.DeleteFunc(r.gates, func(_ string, g *gate) bool { return g.idle() })
 	}
 	g := newGate(limit)
 	r.gates[host] = g
