@@ -61,7 +61,7 @@ type parts struct {
 	rest    []byte   // of the one that is read
 	most    int      // parts at a time
 	own     bool     // the lane that every blob has is free
-	spare   [][]byte // memory of its own, not Go's: it goes with the blob, and the collector does not let twice as much grow
+	spare   [][]byte // free memory; not Go's: it goes with the blob, and the collector does not let twice as much grow
 	wg      sync.WaitGroup
 }
 
@@ -98,6 +98,7 @@ func (p *parts) turn() error {
 		p.queue = p.queue[1:]
 	}
 	p.ask()
+	p.unmap() // what no lane was left for
 	if len(p.queue) == 0 {
 		return io.EOF
 	}
@@ -185,8 +186,14 @@ func (p *parts) Close() {
 	for _, one := range p.queue {
 		p.giveBack(one)
 	}
+	p.unmap()
+	p.queue, p.rest = nil, nil
+}
+
+// unmap gives the memory of free parts back.
+func (p *parts) unmap() {
 	for _, data := range p.spare {
 		_ = unix.Munmap(data[:cap(data)]) // cannot fail: it is one of ours
 	}
-	p.queue, p.spare, p.rest = nil, nil, nil
+	p.spare = nil
 }

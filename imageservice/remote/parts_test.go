@@ -130,6 +130,26 @@ func TestPartsWithoutRoomComeOneByOne(t *testing.T) {
 	}
 }
 
+// Memory of parts that are read and not asked for again belongs to other blobs.
+func TestPartsKeepNoMemoryWithoutALane(t *testing.T) {
+	s := serveHTTP(t, false, serveRange)
+	b := open(t, Config{Lanes: smallLanes(3)}, s.host()+"/app", Auth{}).Blob(t.Context(), largeDesc())
+	defer func() { _ = b.Close() }()
+	some, most := make([]byte, 4<<10), 0
+	for n, err := 0, error(nil); err == nil; n, err = b.Read(some) {
+		if b.parts == nil {
+			continue
+		}
+		most = max(most, len(b.parts.queue))
+		if free := len(b.parts.spare); free > 0 {
+			t.Fatalf("%d parts of memory are kept that no lane is taken for, after %d bytes", free, n)
+		}
+	}
+	if most < 2 {
+		t.Errorf("%d parts at a time: nothing was shown", most)
+	}
+}
+
 func TestAbandonedPartsEnd(t *testing.T) {
 	lanes := smallLanes(3)
 	asked := make(chan struct{}, 16)
