@@ -1,14 +1,13 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -48,7 +47,7 @@ func Open(ctx context.Context, f *os.File, spool func(io.Reader) (*os.File, erro
 	if a.files, err = openFiles(ctx, f, spool); err != nil {
 		return nil, err
 	}
-	if err := a.load(); err != nil {
+	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
@@ -81,12 +80,12 @@ func openFiles(ctx context.Context, f *os.File, spool func(io.Reader) (*os.File,
 }
 
 // load finds out which images there are.
-func (a *Archive) load() error {
+func (a *Archive) load(ctx context.Context) error {
 	layout := a.loadLayout()
 	if layout != nil && !errors.Is(layout, fs.ErrNotExist) {
 		return layout
 	}
-	docker := a.loadDocker(layout != nil)
+	docker := a.loadDocker(ctx, layout != nil)
 	if docker != nil && !errors.Is(docker, fs.ErrNotExist) {
 		return docker
 	}
@@ -119,7 +118,7 @@ func (a *Archive) Blob(d digest.Digest) (*File, error) {
 	}
 	if b, ok := a.blobs[d]; ok {
 		if b.data != nil {
-			return &File{io.NewSectionReader(strings.NewReader(string(b.data)), 0, int64(len(b.data))), func() error { return nil }}, nil
+			return &File{io.NewSectionReader(bytes.NewReader(b.data), 0, int64(len(b.data))), func() error { return nil }}, nil
 		}
 		return a.files.open(b.name)
 	}
@@ -135,13 +134,9 @@ func (a *Archive) Document(d digest.Digest, most int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // only read
-	if f.Size() > most {
-		return nil, invalidf("blob %s has %d bytes, more than %d", d, f.Size(), most)
-	}
-	data, err := io.ReadAll(f)
+	data, err := f.all("blob "+d.String(), most)
 	if err != nil {
-		return nil, fmt.Errorf("read blob %s: %w", d, err)
+		return nil, err
 	}
 	if got := d.Algorithm().FromBytes(data); got != d {
 		return nil, invalidf("blob %s has the digest %s", d, got)

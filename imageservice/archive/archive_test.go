@@ -151,6 +151,42 @@ func TestLayoutDirectory(t *testing.T) {
 	}
 }
 
+// A packed layer is read for its digest once, whatever names the images of an archive have for it, and no longer than ctx.
+func TestPackedLayersAreDigestedOnce(t *testing.T) {
+	gz := "\x1f\x8b\x08 packed"
+	a, err := open(t, pack(t, dockerOf("l.tar.gz", entryOf{name: "l.tar.gz", body: gz})...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := docker{a, true, map[string]digest.Digest{}}
+	diffID := digest.FromString("unpacked")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := d.layer(ended, "l.tar.gz", diffID); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end of its call: %v", err)
+	}
+	for _, ctx := range []context.Context{t.Context(), ended} {
+		if desc, err := d.layer(ctx, "./l.tar.gz", diffID); err != nil || desc.Digest != digest.FromString(gz) {
+			t.Errorf("%+v, %v", desc, err)
+		}
+	}
+}
+
+// The configs of a Docker archive, of which there may be many and large ones, are read when they are asked for.
+func TestDockerConfigsAreNotKept(t *testing.T) {
+	a, err := open(t, pack(t, dockerOf("l.tar", entryOf{name: "l.tar"})...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := digest.FromString(config)
+	if a.blobs[id].data != nil {
+		t.Error("the config is kept in memory")
+	}
+	if got, err := a.Document(id, maxConfig); err != nil || string(got) != config {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
 // FuzzOpen reads whatever there is of whatever comes.
 func FuzzOpen(f *testing.F) {
 	f.Add(pack(f, dockerOf("l", entryOf{name: "l"})...))

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,8 +30,15 @@ type dockerImage struct {
 	Layers   []string
 }
 
-// loadDocker reads manifest.json. If make is false the images are known from elsewhere, and only their names are taken.
-func (a *Archive) loadDocker(make bool) error {
+// docker is manifest.json while it is read.
+type docker struct {
+	*Archive
+	make    bool                     // false: the images are known from elsewhere, and only their names are taken
+	digests map[string]digest.Digest // of packed layers by their names: images share them
+}
+
+// loadDocker reads manifest.json.
+func (a *Archive) loadDocker(ctx context.Context, make bool) error {
 	data, err := read(a.files, dockerFile, maxDocument)
 	if err != nil {
 		return err
@@ -42,25 +50,26 @@ func (a *Archive) loadDocker(make bool) error {
 	if len(list) > maxImages {
 		return invalidf("%s: %d images, more than %d", dockerFile, len(list), maxImages)
 	}
+	d := docker{a, make, map[string]digest.Digest{}}
 	for i, img := range list {
-		if err := a.addDocker(img, make); err != nil {
+		if err := d.add(ctx, img); err != nil {
 			return fmt.Errorf("%s: image %d: %w", dockerFile, i+1, err)
 		}
 	}
 	return nil
 }
 
-func (a *Archive) addDocker(img dockerImage, make bool) error {
+func (a docker) add(ctx context.Context, img dockerImage) error {
 	if len(img.RepoTags) > maxNames || len(img.Layers) > maxLayers {
 		return invalidf("%d names and %d layers, more than %d and %d", len(img.RepoTags), len(img.Layers), maxNames, maxLayers)
 	}
-	config, err := a.readNamed(img.Config)
+	name, config, err := a.readNamed(img.Config)
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
 	id := digest.FromBytes(config)
 	a.names[id] = append(a.names[id], img.RepoTags...)
-	if !make {
+	if !a.make {
 		return nil
 	}
 	var rootfs struct {
@@ -73,14 +82,14 @@ func (a *Archive) addDocker(img dockerImage, make bool) error {
 	if len(diffIDs) != len(img.Layers) {
 		return invalidf("config %s: %d rootfs.diff_ids, there are %d layers", id, len(diffIDs), len(img.Layers))
 	}
-	a.blobs[id] = blob{data: config}
+	a.blobs[id] = blob{name: name}
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: dockerManifest,
 		Config: ocispec.Descriptor{MediaType: dockerConfig, Digest: id, Size: int64(len(config))},
 		Layers: []ocispec.Descriptor{},
 	}
 	for i, name := range img.Layers {
-		desc, err := a.dockerLayer(name, diffIDs[i])
+		desc, err := a.layer(ctx, name, diffIDs[i])
 		if err != nil {
 			return fmt.Errorf("layer %d: %w", i+1, err)
 		}
@@ -96,20 +105,19 @@ func (a *Archive) addDocker(img dockerImage, make bool) error {
 	return nil
 }
 
-func (a *Archive) readNamed(name string) ([]byte, error) {
-	name, err := clean(name)
-	if err != nil {
-		return nil, err
+func (a docker) readNamed(spelled string) (name string, data []byte, err error) {
+	if name, err = clean(spelled); err != nil {
+		return "", nil, err
 	}
-	data, err := read(a.files, name, maxConfig)
+	data, err = read(a.files, name, maxConfig)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, invalidf("file %q is missing", name)
+		err = invalidf("file %q is missing", name)
 	}
-	return data, err
+	return name, data, err
 }
 
-// dockerLayer describes a layer. A plain one has the digest that the config says; a packed one is read for its own.
-func (a *Archive) dockerLayer(name string, diffID digest.Digest) (ocispec.Descriptor, error) {
+// layer describes a layer. A plain one has the digest that the config says; a packed one is read for its own.
+func (a docker) layer(ctx context.Context, name string, diffID digest.Digest) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: dockerLayer, Digest: diffID}
 	if err := diffID.Validate(); err != nil {
 		return desc, invalidf("rootfs.diff_ids has %q: %w", diffID, err)
@@ -132,8 +140,11 @@ func (a *Archive) dockerLayer(name string, diffID digest.Digest) (ocispec.Descri
 		return desc, fmt.Errorf("read %q: %w", name, err)
 	}
 	if compression(head) != plain {
-		if desc.Digest, err = digest.FromReader(f); err != nil {
-			return desc, fmt.Errorf("read %q: %w", name, err)
+		if desc.Digest = a.digests[name]; desc.Digest == "" {
+			if desc.Digest, err = digest.FromReader(&stopping{ctx, f}); err != nil {
+				return desc, fmt.Errorf("read %q: %w", name, err)
+			}
+			a.digests[name] = desc.Digest
 		}
 		desc.MediaType = dockerLayer + ".gzip"
 		if bytes.HasPrefix(head, magicZstd) {

@@ -23,6 +23,19 @@ type File struct {
 // Close is to be called when the file is no longer read.
 func (f *File) Close() error { return f.close() }
 
+// all reads the whole of a document, which is name in errors, and closes it.
+func (f *File) all(name string, most int64) ([]byte, error) {
+	defer func() { _ = f.Close() }() // only read
+	if f.Size() > most {
+		return nil, invalidf("%s has %d bytes, more than %d", name, f.Size(), most)
+	}
+	data, err := io.ReadAll(f)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return data, nil
+}
+
 // files are the files of an archive by their clean names. open fails with fs.ErrNotExist if there is none.
 type files interface {
 	open(name string) (*File, error)
@@ -169,13 +182,5 @@ func read(from files, name string, most int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // only read
-	if f.Size() > most {
-		return nil, invalidf("%s has %d bytes, more than %d", name, f.Size(), most)
-	}
-	data, err := io.ReadAll(f)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	return data, nil
+	return f.all(name, most)
 }
