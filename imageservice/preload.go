@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/criserver/criserver/imageservice/archive"
 	"github.com/criserver/criserver/store/record"
@@ -69,6 +70,9 @@ func (s *Service) preload(ctx context.Context, path string, former preloaded) (p
 	}
 	if !info.Mode().IsRegular() && !info.IsDir() {
 		return preloaded{}, errors.New("it is neither a file nor a directory")
+	}
+	if index, err := os.Stat(filepath.Join(path, ocispec.ImageIndexFile)); err == nil { // the directory stays as it is when this is written anew
+		info = index
 	}
 	now := preloaded{Size: info.Size(), Modified: info.ModTime().UTC()}
 	gone := slices.ContainsFunc(former.Images, func(i Imported) bool {

@@ -78,6 +78,31 @@ func TestPreload(t *testing.T) {
 	}
 }
 
+// A layout whose index is written anew in its place is read again, though its directory is what it was.
+func TestPreloadReadsAChangedLayoutAgain(t *testing.T) {
+	first, _ := twoLayers(t, "first", registry.Spec{})
+	second, _ := twoLayers(t, "second", registry.Spec{})
+	from := t.TempDir()
+	write := func(manifests []ocispec.Descriptor) {
+		for _, m := range layout(t, manifests, first, second) {
+			path := filepath.Join(from, "layout", m.name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, m.data, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n := newNode(t)
+	write([]ocispec.Descriptor{named(first.Desc, "first:1", "")})
+	n.Preload(t.Context(), from)
+	write([]ocispec.Descriptor{named(first.Desc, "first:1", ""), named(second.Desc, "second:1", "")})
+	n.Preload(t.Context(), from)
+	for _, name := range []string{"first:1", "second:1"} {
+		if _, ok := n.Status(name); !ok {
+			t.Errorf("%s is not there", name)
+		}
+	}
+}
+
 // A pull whose registry is out of reach waits for what is being preloaded.
 func TestPullWaitsForPreload(t *testing.T) {
 	n := newNode(t)
