@@ -96,7 +96,7 @@ func (s *Service) DiskUsage(written func(container string) (bytes, inodes uint64
 		}
 	}
 	for _, img := range images {
-		one := ImageUsage{ID: string(img.ID), RepoTags: img.Names, RepoDigests: img.RepoDigests, Layers: unique(img.DiffIDs),
+		one := ImageUsage{ID: string(img.ID), RepoTags: append([]string{}, img.Names...), RepoDigests: append([]string{}, img.RepoDigests...), Layers: unique(img.DiffIDs),
 			Pinned: img.Pinned || s.isPinned(img), Containers: []string{}}
 		for _, id := range one.Layers {
 			switch i, ok := at[id]; {

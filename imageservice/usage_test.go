@@ -72,4 +72,13 @@ func TestDiskUsage(t *testing.T) {
 	if sum != all || sum != n.Usage().Bytes || len(got.Layers) != 3 {
 		t.Errorf("layers take %d, of the store's %d", sum, all)
 	}
+	if err := n.Remove(t.Context(), string(a.ID)); err != nil {
+		t.Fatal(err)
+	}
+	n.pull(t, reg.Addr+"/team/a@"+a.Desc.Digest.String())
+	for _, img := range n.DiskUsage(func(string) (bytes, inodes uint64, known bool) { return 0, 0, false }).Images {
+		if img.RepoTags == nil {
+			t.Error("an image without tags has null for them, not []")
+		}
+	}
 }
