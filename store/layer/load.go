@@ -72,7 +72,7 @@ func (s *Store) prepare() error {
 // deleteLater deletes a directory that means nothing any more.
 func (s *Store) deleteLater(dir string) {
 	s.cleanup.Go(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := removeAll(dir); err != nil {
 			s.config.Log.Warn("layer store: leftover stays", "dir", dir, "error", err)
 		}
 	})

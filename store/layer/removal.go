@@ -2,8 +2,10 @@ package layer
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,11 +17,11 @@ type removal struct {
 	project   uint32 // 0: none
 }
 
-// maxRemovals is how many may wait; beyond that those who remove roots do it themselves.
+// maxRemovals is how many may wait; beyond that RemoveRoot does it itself.
 const maxRemovals = 256
 
 // removeLater leaves r to the background. Deleting a directory can wait for the disk, as where the file system has no journal and
-// discards blocks that are free, and nobody need wait with it: it has no space to give but its own.
+// discards blocks that are free, and directories hold hardly any space that a caller could wait for.
 func (s *Store) removeLater(r removal) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,13 +59,48 @@ func (s *Store) remove(r removal) error {
 	return errors.Join(os.RemoveAll(r.dir), s.freeProject(r.container, r.project))
 }
 
-// removeFiles deletes what is no directory in and below the directory name of parent, if there is one. What comes between its
-// reading and its deleting may be left.
-func removeFiles(parent int, name string) error {
-	dir, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// removeAll deletes dir, which may be that of a root.
+func removeAll(dir string) error {
+	_ = removeFiles(filepath.Join(dir, upperDir)) // what it leaves is met again
+	return os.RemoveAll(dir)
+}
+
+// maxNesting is how many directories of a root are open at once while it is deleted. A container may nest more of them than a
+// process can open.
+const maxNesting = 256
+
+// removeFiles deletes what is no directory in and below dir, if there is one, and nests no directory deeper than maxNesting: those
+// that are move up into dir. What comes between its reading and its deleting may be left.
+func removeFiles(dir string) error {
+	top, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(top) }() // O_PATH
+	c := clearing{top: top}
+	err = c.clear(top, ".", 0)
+	for err == nil && len(c.moved) > 0 {
+		last := len(c.moved) - 1
+		name := c.moved[last]
+		c.moved = c.moved[:last]
+		err = c.clear(top, name, 1)
+	}
+	return err
+}
+
+// clearing is a directory whose files are being deleted.
+type clearing struct {
+	top   int
+	moved []string // directories that moved into top and are yet to be cleared
+	names int      // that were tried for them
+}
+
+// clear deletes the files in and below the directory called name in parent, which lies nesting directories below the top.
+func (c *clearing) clear(parent int, name string, nesting int) error {
+	dir, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -77,12 +114,29 @@ func removeFiles(parent int, name string) error {
 		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
 		for _, name := range names {
 			err := unix.Unlinkat(dir, name, 0)
-			if errors.Is(err, unix.EISDIR) {
-				err = removeFiles(dir, name)
+			if errors.Is(err, unix.EISDIR) && nesting == maxNesting {
+				err = c.moveUp(dir, name)
+			} else if errors.Is(err, unix.EISDIR) {
+				err = c.clear(dir, name, nesting+1)
 			}
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
+		}
+	}
+}
+
+// moveUp moves the directory called name in parent into the top, to be cleared later.
+func (c *clearing) moveUp(parent int, name string) error {
+	for {
+		c.names++
+		to := fmt.Sprintf("moved.%d", c.names)
+		err := unix.Renameat2(parent, name, c.top, to, unix.RENAME_NOREPLACE)
+		if err == nil {
+			c.moved = append(c.moved, to)
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return err
 		}
 	}
 }

@@ -1,10 +1,12 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -73,6 +75,36 @@ func TestRemovedRootLeavesOnlyDirectoriesForLater(t *testing.T) {
 	writtenRoot(t, s, "c") // the name is free at once
 	if err := s.RemoveRoot("c"); err != nil {
 		t.Fatal(err)
+	}
+	release()
+	left(t, s)
+}
+
+// TestDeepRootsAreRemovedWithFewOpenDirectories nests directories as a container may, beside one that has the name of those that move.
+func TestDeepRootsAreRemovedWithFewOpenDirectories(t *testing.T) {
+	s, release := heldRemovals(t)
+	root, err := s.Root(ctx, "c", nil, RootOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deep := at(root, strings.Repeat("d/", 3*maxNesting))
+	if err := errors.Join(os.MkdirAll(at(root, "moved.1"), 0o700), os.MkdirAll(deep, 0o700), os.WriteFile(filepath.Join(deep, "f"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	root.Close()
+	if err := s.RemoveRoot("c"); err != nil {
+		t.Fatal(err)
+	}
+	upper, directories := filepath.Join(s.removals[0].dir, upperDir), 0
+	err = filepath.WalkDir(upper, func(path string, d fs.DirEntry, err error) error {
+		directories++
+		if nesting := strings.Count(strings.TrimPrefix(path, upper), "/"); err == nil && (!d.IsDir() || nesting > maxNesting+1) {
+			return fmt.Errorf("%s is left, %d directories deep", d.Name(), nesting)
+		}
+		return err
+	})
+	if err != nil || directories != 3*maxNesting+2 {
+		t.Errorf("%d directories wait: %v", directories, err)
 	}
 	release()
 	left(t, s)

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/store/record"
 )
@@ -106,7 +105,7 @@ func (s *Store) RemoveRoot(id string) error {
 		e.refs--
 	}
 	s.mu.Unlock()
-	if r.dir != dir && removeFiles(unix.AT_FDCWD, filepath.Join(r.dir, upperDir)) == nil && s.removeLater(r) {
+	if removeFiles(filepath.Join(r.dir, upperDir)) == nil && r.dir != dir && s.removeLater(r) {
 		return nil
 	}
 	if err := s.remove(r); err != nil {
