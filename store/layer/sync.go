@@ -193,6 +193,7 @@ func (s *Store) expel(e *entry) error {
 	}
 	doomed, mount := s.forget(e)
 	s.mu.Unlock()
+	e.writes.Wait() // a record that came after its directory was read would be left
 	err := os.RemoveAll(doomed)
 	if mount != nil {
 		err = errors.Join(err, mount.Close())
