@@ -41,19 +41,21 @@ func (s *Step) Has(mark string) bool {
 // Record runs cmd to its end and returns the steps, the state before included. What is there before is taken for safe. The
 // program calls Watch first of all. each is called after each step, while the program stands still; nil: nothing is.
 func Record(dir string, cmd *exec.Cmd, each func(at int, s *Step) error) ([]Step, error) {
-	if dir, err := filepath.EvalSymlinks(dir); err != nil {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
 		return nil, err
-	} else if r, err := newRecorder(dir, each); err != nil {
-		return nil, err
-	} else {
-		runtime.LockOSThread() // only the thread that began a trace may go on with it
-		defer runtime.UnlockOSThread()
-		err := r.run(cmd)
-		if err != nil && cmd.Process != nil {
-			_ = cmd.Process.Kill() // it may have ended
-		}
-		return r.steps, err
 	}
+	r, err := newRecorder(dir, each)
+	if err != nil {
+		return nil, err
+	}
+	runtime.LockOSThread() // only the thread that began a trace may go on with it
+	defer runtime.UnlockOSThread()
+	err = r.run(cmd)
+	if err != nil && cmd.Process != nil {
+		_ = cmd.Process.Kill() // it may have ended
+	}
+	return r.steps, err
 }
 
 // recorder traces one program.
