@@ -19,8 +19,8 @@ const deleteBound = 10 * time.Second
 // must be dead or dying: a busy directory is tried again until they are gone, for at most ten seconds or until ctx ends.
 // What is not there is no error.
 //
-// created is what CreatedParents said when g, or another leaf of the same pod, was made: those of these directories that
-// are now empty are removed too, quietly. Only directories above g are ever touched.
+// created is what was announced when g, or another leaf of the same pod, was made: those of these directories that are now
+// empty are removed too, quietly. Only directories above g are ever touched.
 func (g *Group) Delete(ctx context.Context, created ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteBound)
 	defer cancel()

@@ -31,7 +31,7 @@ func TestKillInFrozenPod(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { _ = g.Delete(context.Background(), g.CreatedParents()...) })
+			t.Cleanup(func() { _ = g.Delete(context.Background(), g.created...) })
 			start(t, g, "exec sleep 60")
 			if frozen, err := g.Frozen(); frozen || err != nil {
 				t.Errorf("Frozen before = %v, %v", frozen, err)
@@ -61,7 +61,7 @@ func TestKillFrozenAbovePod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = g.Delete(context.Background(), g.CreatedParents()...) })
+	t.Cleanup(func() { _ = g.Delete(context.Background(), g.created...) })
 	sub, err := g.Sub("exec")
 	if err != nil {
 		t.Fatal(err)

@@ -20,7 +20,7 @@ type Group struct {
 	hs      *Hierarchies
 	path    string       // relative to the roots
 	exec    string       // of an exec leaf: its directory below path, in hs.watch only; else ""
-	created []string     // see CreatedParents
+	created []string     // absolute directories above the leaf that were made for it, outermost first
 	made    []*hierarchy // by Begin and Complete
 }
 
@@ -104,10 +104,6 @@ func (hs *Hierarchies) Open(parent, name string) (*Group, error) {
 
 // Path is the cgroup path of the leaf in every hierarchy: "/kubepods/podX/<id>".
 func (g *Group) Path() string { return "/" + g.path }
-
-// CreatedParents lists the absolute directories above the leaf that Create had to make, outermost first. Who wants
-// them gone with the last leaf records them and hands them to Delete.
-func (g *Group) CreatedParents() []string { return g.created }
 
 // Paths maps every controller (and "" for a cgroup2) to the leaf's absolute directory, for binds and statistics.
 func (g *Group) Paths() map[string]string {

@@ -110,7 +110,7 @@ func create(t testing.TB, hs *Hierarchies, res *specs.LinuxResources) *Group {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := errors.Join(g.Kill(ctx), g.Delete(ctx, g.CreatedParents()...)); err != nil {
+		if err := errors.Join(g.Kill(ctx), g.Delete(ctx, g.created...)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -198,31 +198,31 @@ func TestDeleteTakesChildrenAndOwnParents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Equal(missing, a.CreatedParents()) {
-			t.Errorf("missing were %v, made were %v", missing, a.CreatedParents())
+		if !slices.Equal(missing, a.created) {
+			t.Errorf("missing were %v, made were %v", missing, a.created)
 		}
 		b, err := hs.Create(parent+"/pod", "b", nil, func(dirs []string) error { return fmt.Errorf("nothing is missing: %v", dirs) })
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(a.CreatedParents()); n != 2*len(hs.List()) {
-			t.Errorf("first leaf made %d parents: %v", n, a.CreatedParents())
+		if n := len(a.created); n != 2*len(hs.List()) {
+			t.Errorf("first leaf made %d parents: %v", n, a.created)
 		}
-		if n := len(b.CreatedParents()); n != 0 {
-			t.Errorf("second leaf made parents: %v", b.CreatedParents())
+		if n := len(b.created); n != 0 {
+			t.Errorf("second leaf made parents: %v", b.created)
 		}
 		for _, dir := range a.Paths() { // as a container with a writable cgroup would
 			if err := os.MkdirAll(dir+"/x/y", 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := a.Delete(ctx(t), a.CreatedParents()...); err != nil {
+		if err := a.Delete(ctx(t), a.created...); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(b.Paths()["memory"]); err != nil {
 			t.Fatalf("the other leaf: %v", err)
 		}
-		if err := b.Delete(ctx(t), append(a.CreatedParents(), "/sys/fs/cgroup/memory", "/tmp", "")...); err != nil {
+		if err := b.Delete(ctx(t), append(a.created, "/sys/fs/cgroup/memory", "/tmp", "")...); err != nil {
 			t.Fatal(err)
 		}
 		for _, h := range hs.all {

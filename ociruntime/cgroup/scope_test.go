@@ -191,7 +191,7 @@ func TestLeafBesideProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = errors.Join(container.Delete(ctx(t)), leaf.Kill(ctx(t)), scope.Delete(ctx(t), scope.CreatedParents()...))
+	err = errors.Join(container.Delete(ctx(t)), leaf.Kill(ctx(t)), scope.Delete(ctx(t), scope.created...))
 	if err != nil {
 		t.Error(err)
 	}
