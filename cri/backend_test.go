@@ -56,7 +56,7 @@ func (b *backend) InspectContainer(id sandbox.ContainerID) (sandbox.ContainerDet
 	return sandbox.ContainerDetails{}, b.call("InspectContainer %s", id)
 }
 func (b *backend) Ready() (bool, string, string) {
-	return false, "NetworkPluginNotReady", "no configuration in /etc/cni/net.d"
+	return false, "NetworkPluginNotReady", "no configuration in /etc/cni/net.d, \xff"
 }
 func (b *backend) Inspect() (any, string)                       { return map[string]string{"a": "b"}, "no configuration" }
 func (b *backend) InspectResult(json.RawMessage) (any, error)   { return nil, b.call("InspectResult") }
@@ -98,7 +98,7 @@ func (b *backend) Pull(ctx context.Context, r imageservice.PullRequest) (string,
 }
 
 var busybox = &imageservice.Image{ID: "sha256:abc", RepoTags: []string{"docker.io/library/busybox:latest"}, RepoDigests: []string{"docker.io/library/busybox@sha256:def"},
-	Size: 7, User: "1000:1000", Config: []byte(`{"os":"linux"}`)}
+	Size: 7, User: "1000:1000", Config: []byte("{\"os\":\"linux\xff\"}")}
 
 func (b *backend) List() []*imageservice.Image { return []*imageservice.Image{busybox} }
 func (b *backend) Status(ref string) (*imageservice.Image, bool) {

@@ -1,6 +1,8 @@
 package cri
 
 import (
+	"strings"
+
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -22,3 +24,6 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	}
 	return c.CodecV2.Marshal(v)
 }
+
+// valid is text of others as an answer can carry it, which must be UTF-8 or is not sent at all.
+func valid(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }

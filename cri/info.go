@@ -85,6 +85,7 @@ func (s *Server) conditions() []*runtimev1.RuntimeCondition {
 	network := &runtimev1.RuntimeCondition{Type: runtimev1.NetworkReady}
 	if services := s.serving(); services != nil {
 		network.Status, network.Reason, network.Message = services.Network.Ready()
+		network.Message = valid(network.Message) // in the words of a plugin
 	} else {
 		for _, c := range []*runtimev1.RuntimeCondition{runtime, network} {
 			c.Status, c.Reason, c.Message = false, "Starting", errStarting.Error()

@@ -75,5 +75,5 @@ func verbose(value map[string]any) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode verbose status: %w", err)
 	}
-	return map[string]string{"info": string(text)}, nil
+	return map[string]string{"info": valid(string(text))}, nil // what an image has as JSON is passed on as it is
 }

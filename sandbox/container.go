@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -145,7 +146,8 @@ func (c *container) signal(from, to containerPhase) {
 // end says how a container ended.
 func (c *container) end(code int32, reason, message string, at time.Time) error {
 	return c.advance(containerExited, func(st *ContainerStatus) {
-		st.ExitCode, st.Reason, st.Message, st.FinishedAt = code, reason, message, at
+		st.ExitCode, st.Reason, st.FinishedAt = code, reason, at
+		st.Message = strings.ToValidUTF8(message, "\uFFFD") // hooks, for one, may say any bytes, and no answer could carry them
 	})
 }
 
