@@ -9,9 +9,10 @@ import (
 	"runtime"
 
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/imageservice/inflate"
 )
 
 // compression is how a layer is packed.
@@ -77,11 +78,11 @@ func (b *bounds) decompress(ctx context.Context, mediaType string, r io.Reader) 
 	}
 	switch found {
 	case gzipped:
-		d, err := gzip.NewReader(br)
+		d, err := inflate.NewReader(br)
 		if err != nil {
 			return nil, decompressError(err)
 		}
-		return d, nil
+		return io.NopCloser(d), nil
 	case zstandard:
 		return b.decompressZstd(ctx, br)
 	}

@@ -9,9 +9,10 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/imageservice/inflate"
 )
 
 const maxZstdWindow = 128 << 20 // bytes; what zstd itself stops at
@@ -66,7 +67,7 @@ func seekable(ctx context.Context, f *os.File, info fs.FileInfo, spool func(io.R
 	defer func() { _ = f.Close() }() // only read
 	switch compression(head) {
 	case gzipped:
-		z, err := gzip.NewReader(in)
+		z, err := inflate.NewReader(in)
 		if err != nil {
 			return nil, invalidf("decompress: %w", err)
 		}
