@@ -119,10 +119,12 @@ func (s *Service) pullArtifact(ctx context.Context, t target, src *source, r *re
 		return "", err
 	}
 	diffIDs := make([]digest.Digest, len(parts)) // of the parts that are held
+	defer s.layers.HoldSync()()
 	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.SetLimit(s.cfg.Bounds.Layers)
-		for i, p := range parts {
+		for _, i := range largestFirst(len(parts), func(i int) int64 { return parts[i].desc.Size }) {
+			p := parts[i]
 			g.Go(func() (err error) {
 				if diffIDs[i], err = s.part(ctx, src, p); err != nil {
 					return fmt.Errorf("%s, %d of %d: %w", p, i+1, len(parts), err)

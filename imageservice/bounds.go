@@ -23,8 +23,8 @@ const MinMemory = packedMemory + storeMemory + usualZstdWindow + remote.PartSize
 
 // What a layer takes of Bounds.Memory, in bytes.
 const (
-	packedMemory = 2*pumpDepth*pumpBuffer + 64<<10
-	storeMemory  = 3 << 20 // buffers of the layer store
+	packedMemory = 2*pumpDepth*pumpBuffer + 64<<10 + 256<<10 // pumps, what is looked at first, inflating
+	storeMemory  = 3 << 20                                   // buffers of the layer store
 )
 
 func (b Bounds) withDefaults() Bounds {

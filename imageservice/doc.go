@@ -5,11 +5,14 @@
 //
 // # Pull
 //
-// A layer is one stream: registry, digest of the packed bytes, inflate, digest of the plain bytes, layer store; each of
-// these works in a goroutine of its own, so that the slowest bounds the layer. Layers run side by side; layers, connections and
-// memory are bounded over all pulls (Bounds). What each stage took is accounted (package progress), for metrics and the log. The same layer wanted twice is fetched once, the same pull wanted twice runs
-// once; a caller whose ctx ends stops waiting, and the work stops with the last one that waits. A pull that fails
-// leaves nothing behind, also no layer that was complete.
+// A layer is one stream: registry, digest of the packed bytes, inflate, digest of the plain bytes, layer store. Each of
+// these works in a goroutine of its own, so that the slowest bounds the layer, while fewer layers than processors are on their
+// way; else one goroutine does them all, which saves handing over and keeps a buffer in one processor's cache. Layers run side
+// by side, the largest first; layers, connections and memory are bounded over all pulls (Bounds). What each stage took is
+// accounted (package progress), for metrics and the log. The same layer wanted twice is fetched once, the same pull wanted
+// twice runs once; a caller whose ctx ends stops waiting, and the work stops with the last one that waits. A pull that fails
+// leaves nothing behind, also no layer that was complete. The layer store syncs nothing before the pull is recorded: the record
+// is synced itself, and would wait for the disk behind all layers.
 //
 // What a pull may bring in is for package trust to say where that is configured: after the manifests are known and before
 // anything else is fetched, at every pull, also of an image that is present. What is present may be used.

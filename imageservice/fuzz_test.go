@@ -3,7 +3,6 @@ package imageservice
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"io"
 	"runtime"
@@ -105,27 +104,6 @@ func TestPanicOfAPullIsAnError(t *testing.T) {
 		t.Errorf("afterwards: %d, %v", v, err)
 	}
 	g.wait()
-}
-
-// panicky is a source that goes wrong after a few bytes.
-type panicky struct{ io.Reader }
-
-func (p panicky) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
-	if err != nil {
-		panic("boom")
-	}
-	return n, nil
-}
-
-func TestPanicWhileReadingAheadIsAnError(t *testing.T) {
-	p := newPump(panicky{strings.NewReader("text")}, sha256.New(), pumpTimes{})
-	defer p.Close()
-	data, err := io.ReadAll(p)
-	var panicked *stage.PanicError
-	if string(data) != "text" || !errors.As(err, &panicked) {
-		t.Errorf("%q, %v", data, err)
-	}
 }
 
 // Lists are where a few bytes of JSON become many of memory.

@@ -169,6 +169,7 @@ func (s *Service) importOne(ctx context.Context, src shelf, img archive.Image, r
 		return one, err
 	}
 	request.Progress.expect(r)
+	defer s.layers.HoldSync()()
 	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
 		return s.eachLayer(ctx, r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
 			return s.take(ctx, src, desc, diffID, request.Progress)
@@ -202,7 +203,7 @@ func (s *Service) take(ctx context.Context, src shelf, desc ocispec.Descriptor, 
 		}
 		_, ours, err := s.fetches.do(ctx, string(diffID), true, func(ctx context.Context) (*progress.Layer, error) {
 			return s.once(ctx, desc, diffID, func(ctx context.Context, entry *progress.Layer) error {
-				return s.unpackFrom(ctx, src, &transfer{desc: desc, diffID: diffID, entry: entry}, p)
+				return s.unpackFrom(ctx, src, &transfer{wanted: wanted{desc: desc, diffID: diffID, entry: entry}}, p)
 			})
 		})
 		if err == nil && ours {
@@ -231,7 +232,7 @@ func (s *Service) unpackFrom(ctx context.Context, src shelf, t *transfer, p *Pro
 		return invalidf("blob %s has %d bytes, the manifest says %d", desc.Digest, f.Size(), desc.Size)
 	}
 	t.blob = &counted{ctx, f, p}
-	err = s.unpack(ctx, cancel, t)
+	_, err = s.unpack(ctx, cancel, t)
 	var content contentError
 	if errors.As(err, &content) {
 		err = fmt.Errorf("%w: %w", ErrInvalidImage, err)

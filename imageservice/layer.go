@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -30,56 +31,65 @@ func contentErrorf(format string, args ...any) error {
 	return contentError{fmt.Errorf(format, args...)}
 }
 
-// fetchLayer brings one layer from the registry into the store: one stream, nothing kept on the way.
-func (s *Service) fetchLayer(ctx context.Context, src *remote.Session, desc ocispec.Descriptor, diffID digest.Digest, entry *progress.Layer) error {
+// wanted is a blob that is to become a layer of the store.
+type wanted struct {
+	desc   ocispec.Descriptor
+	diffID digest.Digest // "" if nothing says what it must be: it is what comes of the blob
+	file   string        // the name of the file that the blob is; "" if it is an archive
+	entry  *progress.Layer
+}
+
+// fetch brings a blob from the registry into the store, one stream, nothing kept on the way, and returns the layer's diff ID.
+func (s *Service) fetch(ctx context.Context, src *remote.Session, what wanted) (digest.Digest, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	blob := src.Blob(ctx, desc)
+	blob := src.Blob(ctx, what.desc)
 	defer func() { _ = blob.Close() }() // read to its end, or abandoned
 	for {
-		err := s.unpack(ctx, cancel, &transfer{blob: blob, desc: desc, diffID: diffID, entry: entry})
+		id, err := s.unpack(ctx, cancel, &transfer{wanted: what, blob: blob})
 		var content contentError
 		if err == nil || ctx.Err() != nil || !errors.As(err, &content) {
-			return err
+			return id, err
 		}
 		if err := blob.Reject(err); err != nil { // no other endpoint is left to have it right
-			return err
+			return "", err
 		}
 	}
 }
 
-// unpack reads the blob to its end and commits the layer if both digests are right. cancel ends the blob.
-func (s *Service) unpack(ctx context.Context, cancel func(), t *transfer) (err error) {
+// unpack reads the blob to its end and commits the layer if the digests are right. cancel ends the blob.
+func (s *Service) unpack(ctx context.Context, cancel func(), t *transfer) (id digest.Digest, err error) {
 	w, err := s.layers.Begin(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() { err = errors.Join(err, w.Discard()) }()
 	if err := s.transfer(ctx, w, t, cancel); err != nil {
-		return err
+		return "", err
 	}
 	began := time.Now()
 	_, err = w.Commit(t.diffID)
 	t.entry.Spend(progress.Write, time.Since(began))
-	return err
+	return t.diffID, err
 }
 
 // transfer is one layer on its way: packed bytes, read ahead and digested; decompressed, read ahead and digested; unpacked.
-// Each of these runs in a goroutine of its own, so that the slowest one decides how long it takes.
+// Where there are processors to spare each of these runs in a goroutine of its own, so that the slowest one decides how long it
+// takes; where other layers keep all processors busy, none does.
 type transfer struct {
-	blob   io.Reader
-	desc   ocispec.Descriptor
-	diffID digest.Digest
-	entry  *progress.Layer
-	read   atomic.Int64  // bytes of blob
-	lost   time.Duration // of what blob has lost, as far as it is accounted
+	wanted
+	blob io.Reader
+	read atomic.Int64  // bytes of blob
+	lost time.Duration // of what blob has lost, as far as it is accounted
 }
 
 // transfer writes the blob to w and verifies it. Of several things that are wrong the digest of the blob is told, since
 // the others follow from it.
 func (s *Service) transfer(ctx context.Context, w *layer.Writer, t *transfer, cancel func()) error {
+	s.moving.Add(1)
+	defer s.moving.Add(-1)
 	algorithm := t.desc.Digest.Algorithm()
-	packed := newPump(t, algorithm.Hash(), pumpTimes{fill: t.filled, hash: t.spend(progress.Hash)})
+	packed := newPump(t, algorithm.Hash(), s.spare, pumpTimes{fill: t.filled, hash: t.spend(progress.Hash)})
 	defer packed.Close()
 	err := s.write(ctx, w, t, packed, cancel)
 	var content contentError
@@ -95,21 +105,28 @@ func (s *Service) transfer(ctx context.Context, w *layer.Writer, t *transfer, ca
 	return err
 }
 
-// write decompresses and unpacks.
+// spare says whether there are more processors than layers that are on their way.
+func (s *Service) spare() bool { return int(s.moving.Load()) < runtime.GOMAXPROCS(0) }
+
+// write decompresses and unpacks, and finds out the diff ID if it is not known. Nobody reads packed when it returns.
 func (s *Service) write(ctx context.Context, w *layer.Writer, t *transfer, packed *pump, cancel func()) error {
-	stream, err := s.bounds.decompress(ctx, t.desc.MediaType, packed)
+	stream, err := s.open(ctx, t, packed)
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
-	waited := int64(0) // of inflating, for packed bytes
+	defer func() { _ = stream.Close() }() // its errors came with Read
+	waited := int64(0)                    // of inflating, for packed bytes
 	inflating := func(d time.Duration) {
 		now := packed.waited.Load()
 		t.entry.Spend(progress.Inflate, d-time.Duration(now-waited))
 		waited = now
 	}
+	algorithm := digest.Canonical
+	if t.diffID != "" {
+		algorithm = t.diffID.Algorithm()
+	}
 	plain := newPump(&expansion{r: stream, out: t.entry.Unpack, limit: func() int64 { return s.cfg.Limits.expanded(t.read.Load()) }},
-		t.diffID.Algorithm().Hash(), pumpTimes{fill: inflating, hash: t.spend(progress.Hash), use: t.spend(progress.Write)})
+		algorithm.Hash(), s.spare, pumpTimes{fill: inflating, hash: t.spend(progress.Hash), use: t.spend(progress.Write)})
 	defer plain.Close()
 	if _, err := w.ReadFrom(plain); err != nil {
 		if errors.Is(err, tarstream.ErrInvalid) {
@@ -123,10 +140,20 @@ func (s *Service) write(ctx context.Context, w *layer.Writer, t *transfer, packe
 	if err := plain.finish(); err != nil { // what follows the archive counts for the digest
 		return err
 	}
-	if got := digest.NewDigest(t.diffID.Algorithm(), plain.hash); got != t.diffID {
+	got := digest.NewDigest(algorithm, plain.hash)
+	if t.diffID != "" && got != t.diffID {
 		return contentErrorf("verify: uncompressed digest is %s, the image's config says %s", got, t.diffID)
 	}
+	t.diffID = got
 	return nil
+}
+
+// open gives the archive that the blob holds, or one that holds the blob.
+func (s *Service) open(ctx context.Context, t *transfer, packed io.Reader) (io.ReadCloser, error) {
+	if t.file != "" {
+		return archiveOf(t.file, t.desc.Size, packed)
+	}
+	return s.bounds.decompress(ctx, t.desc.MediaType, packed)
 }
 
 func (t *transfer) spend(s progress.Stage) func(time.Duration) {

@@ -1,11 +1,13 @@
 package imageservice
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -111,6 +113,7 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verif
 	}
 	a := &account{s: s, image: t.String(), began: began, wanted: diffIDs}
 	unfollow := a.follow(ctx, reportEvery)
+	defer s.layers.HoldSync()() // else the record would wait for the disk behind all layers
 	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
 		return s.eachLayer(ctx, &r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
 			entry, err := s.layer(ctx, src, desc, diffID)
@@ -136,13 +139,13 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verif
 
 // eachLayer calls bring for all layers at the same time and returns when all are present, or after the first error when
 // everything begun has ended. No more of them wait for their turn than could have it: so a pull of few layers that comes later
-// is not behind all those of this one.
+// is not behind all those of this one. The largest begin first: a large one at the end would leave processors without work.
 func (s *Service) eachLayer(ctx context.Context, r *resolved, bring func(context.Context, ocispec.Descriptor, digest.Digest) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(s.cfg.Bounds.Layers)
 	begun := map[digest.Digest]bool{}
-	for i, desc := range r.doc.Layers {
-		diffID := r.image.RootFS.DiffIDs[i]
+	for _, i := range largestFirst(len(r.doc.Layers), func(i int) int64 { return r.doc.Layers[i].Size }) {
+		desc, diffID := r.doc.Layers[i], r.image.RootFS.DiffIDs[i]
 		if begun[diffID] {
 			continue
 		}
@@ -157,6 +160,16 @@ func (s *Service) eachLayer(ctx context.Context, r *resolved, bring func(context
 	return g.Wait()
 }
 
+// largestFirst is the order of n blobs by size.
+func largestFirst(n int, size func(i int) int64) []int {
+	order := make([]int, n)
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(size(j), size(i)) })
+	return order
+}
+
 // layer returns when the layer is present; the entry is nil if it was before. The caller holds it.
 func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descriptor, diffID digest.Digest) (*progress.Layer, error) {
 	for try := 1; ; try++ {
@@ -167,7 +180,8 @@ func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descripto
 		work := func(ctx context.Context) (*progress.Layer, error) {
 			defer src.release()
 			return s.once(ctx, desc, diffID, func(ctx context.Context, entry *progress.Layer) error {
-				return s.fetchLayer(ctx, src.Session, desc, diffID, entry)
+				_, err := s.fetch(ctx, src.Session, wanted{desc: desc, diffID: diffID, entry: entry})
+				return err
 			})
 		}
 		entry, ours, err := s.fetches.do(ctx, string(diffID), true, work)

@@ -14,18 +14,18 @@ const (
 	pumpDepth  = 4         // buffers, one of which is being filled and one being read
 )
 
-// pump reads ahead in a goroutine of its own, and digests what it has read in another, so that what is before it, what is
-// after it and the digest run at the same time. Buffers are passed on, not copied; one is free when both have done with it.
+// pump digests what is read through it. As long as there are processors to spare it also reads ahead in a goroutine of its own
+// and digests in another, so that what is before it, what is after it and the digest run at the same time. Else whoever reads
+// does all of it, while a buffer is in the processor's cache. Buffers are passed on, not copied; one is free when all have done
+// with it.
 type pump struct {
-	full    chan *chunk
-	hashing chan *chunk
-	free    chan *chunk
-	stop    chan struct{}
-	ended   chan struct{} // nothing is read any more
-	hashed  chan struct{} // nothing is digested any more
-	hash    hash.Hash     // of everything that was read, once hashed is closed
-	times   pumpTimes
-	waited  atomic.Int64 // nanoseconds that the reader waited for
+	src    io.Reader
+	hash   hash.Hash   // of everything that was read, once finish has returned
+	spare  func() bool // says whether there are processors to spare
+	times  pumpTimes
+	ahead  *readAhead // nil while nobody reads ahead
+	free   chan *chunk
+	waited atomic.Int64 // nanoseconds that the reader waited for
 
 	chunk *chunk // that is being read
 	rest  []byte // of chunk
@@ -36,6 +36,14 @@ type pump struct {
 // pumpTimes are told how long filling, digesting and using a buffer took; any may be nil.
 type pumpTimes struct{ fill, hash, use func(time.Duration) }
 
+// readAhead is what two goroutines do while there are processors to spare.
+type readAhead struct {
+	full    chan *chunk // closed when no more come
+	hashing chan *chunk
+	stop    chan struct{}
+	hashed  chan struct{} // both goroutines have ended
+}
+
 type chunk struct {
 	data  []byte
 	err   error        // after data
@@ -43,7 +51,7 @@ type chunk struct {
 }
 
 // fill reads until the chunk is full or src ends. A panic of src, which may be a decompressor at odds with a hostile stream,
-// is an error: in this goroutine it would end the process.
+// is an error: in a goroutine of its own it would end the process.
 func (c *chunk) fill(src io.Reader) {
 	n := 0
 	c.data = c.data[:cap(c.data)]
@@ -59,53 +67,30 @@ func (c *chunk) fill(src io.Reader) {
 	c.data = c.data[:n]
 }
 
-func newPump(src io.Reader, h hash.Hash, times pumpTimes) *pump {
-	p := &pump{
-		full: make(chan *chunk, pumpDepth), hashing: make(chan *chunk, pumpDepth), free: make(chan *chunk, pumpDepth),
-		stop: make(chan struct{}), ended: make(chan struct{}), hashed: make(chan struct{}), hash: h, times: times,
-	}
+func newPump(src io.Reader, h hash.Hash, spare func() bool, times pumpTimes) *pump {
+	p := &pump{src: src, hash: h, spare: spare, times: times, free: make(chan *chunk, pumpDepth)}
 	for range pumpDepth {
 		p.free <- nil // made when it is needed: many layers are small
 	}
-	go p.run(src)
-	go p.digest()
 	return p
 }
 
-func (p *pump) run(src io.Reader) {
-	defer close(p.ended)
-	defer close(p.hashing)
-	for {
-		var c *chunk
-		select {
-		case c = <-p.free:
-		case <-p.stop:
-			return
-		}
-		if c == nil {
-			c = &chunk{data: make([]byte, pumpBuffer)}
-		}
-		began := time.Now()
-		c.fill(src)
-		tell(p.times.fill, time.Since(began))
-		c.users.Store(2)
-		ended := c.err != nil // c is others' from here on
-		p.hashing <- c        // both have room for all buffers that there are
-		p.full <- c
-		if ended {
-			return
-		}
+// fill fills a free buffer for some users.
+func (p *pump) fill(c *chunk, users int32) *chunk {
+	if c == nil {
+		c = &chunk{data: make([]byte, pumpBuffer)}
 	}
+	began := time.Now()
+	c.fill(p.src)
+	tell(p.times.fill, time.Since(began))
+	c.users.Store(users)
+	return c
 }
 
-func (p *pump) digest() {
-	defer close(p.hashed)
-	for c := range p.hashing {
-		began := time.Now()
-		p.hash.Write(c.data) // never fails
-		tell(p.times.hash, time.Since(began))
-		p.done(c)
-	}
+func (p *pump) digest(c *chunk) {
+	began := time.Now()
+	p.hash.Write(c.data) // never fails
+	tell(p.times.hash, time.Since(began))
 }
 
 func tell(f func(time.Duration), d time.Duration) {
@@ -121,6 +106,39 @@ func (p *pump) done(c *chunk) {
 	}
 }
 
+// readAhead begins to read ahead.
+func (p *pump) readAhead() *readAhead {
+	a := &readAhead{full: make(chan *chunk, pumpDepth), hashing: make(chan *chunk, pumpDepth), stop: make(chan struct{}), hashed: make(chan struct{})}
+	go func() {
+		defer close(a.hashing)
+		defer close(a.full)
+		for p.spare() && p.readInto(a) {
+		}
+	}()
+	go func() {
+		defer close(a.hashed)
+		for c := range a.hashing {
+			p.digest(c)
+			p.done(c)
+		}
+	}()
+	return a
+}
+
+// readInto reads a buffer ahead and says whether there are more.
+func (p *pump) readInto(a *readAhead) bool {
+	select {
+	case c := <-p.free:
+		c = p.fill(c, 2)
+		more := c.err == nil // c is others' from here on
+		a.hashing <- c       // both have room for all buffers that there are
+		a.full <- c
+		return more
+	case <-a.stop:
+		return false
+	}
+}
+
 func (p *pump) Read(b []byte) (int, error) {
 	for len(p.rest) == 0 {
 		if p.err != nil {
@@ -133,17 +151,34 @@ func (p *pump) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// turn waits for the next buffer.
+// turn goes on to the next buffer.
 func (p *pump) turn() {
 	began := time.Now()
 	if p.chunk != nil {
 		tell(p.times.use, began.Sub(p.got))
 		p.done(p.chunk)
 	}
-	p.chunk = <-p.full
+	p.chunk = p.next()
 	p.rest, p.err = p.chunk.data, p.chunk.err
 	p.got = time.Now()
 	p.waited.Add(int64(p.got.Sub(began)))
+}
+
+// next waits for a buffer that was read ahead, or fills one.
+func (p *pump) next() *chunk {
+	if p.ahead == nil && p.spare() {
+		p.ahead = p.readAhead()
+	}
+	if p.ahead != nil {
+		if c := <-p.ahead.full; c != nil {
+			return c
+		}
+		<-p.ahead.hashed
+		p.ahead = nil
+	}
+	c := p.fill(<-p.free, 1)
+	p.digest(c)
+	return c
 }
 
 // finish reads what nobody wanted. Unless that is an error, the digest is complete when it returns.
@@ -151,13 +186,16 @@ func (p *pump) finish() error {
 	if _, err := io.Copy(io.Discard, p); err != nil {
 		return err
 	}
-	<-p.hashed
+	if p.ahead != nil {
+		<-p.ahead.hashed
+	}
 	return nil
 }
 
 // Close ends the reading ahead. It returns when the source is no longer used, which must not be blocked for ever.
 func (p *pump) Close() {
-	close(p.stop)
-	<-p.ended
-	<-p.hashed
+	if p.ahead != nil {
+		close(p.ahead.stop)
+		<-p.ahead.hashed // which comes after the end of reading
+	}
 }

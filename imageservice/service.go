@@ -74,6 +74,7 @@ type Service struct {
 	fetches *flights[*progress.Layer] // nil: the layer was there
 	parts   *flights[digest.Digest]   // of artifacts; the result is the diff ID
 	bounds  *bounds
+	moving  atomic.Int32 // layers that are being transferred
 	book    *progress.Book
 	close   context.CancelFunc // ends all work
 

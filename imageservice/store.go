@@ -14,6 +14,7 @@ import (
 // with layer.ErrInUse while a root is built on it, also after a restart.
 type LayerStore interface {
 	Begin(ctx context.Context) (*layer.Writer, error)
+	HoldSync() (let func())
 	Has(diffID digest.Digest) bool
 	List() []layer.Layer
 	Users() []layer.User

@@ -50,3 +50,23 @@ func TestRunSyncsWhenNothingIsUnpacked(t *testing.T) {
 		})
 	}
 }
+
+func TestRunSyncsWhenItIsLet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, Config{Root: t.TempDir(), Format: EROFS, BootID: "first"})
+		run, stop := context.WithCancel(ctx)
+		defer stop()
+		go s.Run(run)
+		let := s.HoldSync()
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 5000}))
+		synctest.Wait()
+		if l, err := s.Stat(id); err != nil || l.Durable {
+			t.Errorf("while it is held: %+v, %v", l, err)
+		}
+		let()
+		synctest.Wait()
+		if l, err := s.Stat(id); err != nil || !l.Durable {
+			t.Errorf("after that: %+v, %v", l, err)
+		}
+	})
+}

@@ -14,8 +14,8 @@ import (
 	"github.com/criserver/criserver/store/record"
 )
 
-// syncDelay bounds how long a committed layer waits for others that are being unpacked. Syncing would compete with them
-// for the disk and for the file system's journal, and a pull waits for them, but for no sync.
+// syncDelay bounds how long a committed layer waits for others that are being unpacked, and for HoldSync. Syncing would compete
+// with them for the disk and for the file system's journal, and a pull waits for them, but for no sync.
 const syncDelay = 5 * time.Second
 
 // Run makes layers durable after they are committed, see syncDelay, and lets go of their page cache later, until ctx is done.
@@ -39,6 +39,24 @@ func (s *Store) Run(ctx context.Context) {
 		if err := s.Sync(ctx); err != nil && ctx.Err() == nil {
 			s.config.Log.Error("layer store: layers are not durable", "error", err)
 		}
+	}
+}
+
+// HoldSync makes Run wait as if a layer were being unpacked, until let is called, once: for who records what layers belong to,
+// and waits for the disk with that.
+func (s *Store) HoldSync() (let func()) {
+	s.unpacking.Add(1)
+	return s.letSync
+}
+
+// letSync ends one reason for not syncing.
+func (s *Store) letSync() {
+	if s.unpacking.Add(-1) > 0 {
+		return
+	}
+	select {
+	case s.unpacked <- struct{}{}:
+	default:
 	}
 }
 

@@ -161,12 +161,7 @@ func (w *Writer) end() {
 		return
 	}
 	w.ended = true
-	if w.s.unpacking.Add(-1) == 0 {
-		select {
-		case w.s.unpacked <- struct{}{}:
-		default:
-		}
-	}
+	w.s.letSync()
 }
 
 // uuidOf names the file system of a layer, so that its mount can be told from others.
