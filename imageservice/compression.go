@@ -37,8 +37,8 @@ var (
 	magicSkip = []byte{0x2a, 0x4d, 0x18} // of a zstd frame to be skipped, after a byte 0x50 to 0x5f
 )
 
-// layerCompressions has every media type of a layer. Docker's are often wrong about the compression, and everybody has
-// learned to look; OCI's are held to what they say.
+// layerCompressions has every media type of a layer. Docker's are often wrong about the compression, so
+// the first bytes count; OCI's are held to what they say.
 var layerCompressions = map[string]compression{
 	ocispec.MediaTypeImageLayer:                                    plain,
 	ocispec.MediaTypeImageLayerGzip:                                gzipped,

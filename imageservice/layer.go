@@ -46,7 +46,7 @@ func (s *Service) fetch(ctx context.Context, src *remote.Session, what wanted) (
 	blob := src.Blob(ctx, what.desc)
 	defer func() { _ = blob.Close() }() // read to its end, or abandoned
 	for {
-		id, err := s.unpack(ctx, cancel, &transfer{wanted: what, blob: blob})
+		id, err := s.unpack(ctx, cancel, &transfer{wanted: what, blob: blob, lost: blob.Lost()})
 		var content contentError
 		if err == nil || ctx.Err() != nil || !errors.As(err, &content) {
 			return id, err
@@ -129,8 +129,8 @@ func (s *Service) write(ctx context.Context, w *layer.Writer, t *transfer, packe
 		algorithm.Hash(), s.spare, pumpTimes{fill: inflating, hash: t.spend(progress.Hash), use: t.spend(progress.Write)})
 	defer plain.Close()
 	if _, err := w.ReadFrom(plain); err != nil {
-		if errors.Is(err, tarstream.ErrInvalid) {
-			return contentError{err}
+		if errors.Is(err, tarstream.ErrInvalid) || errors.Is(err, io.ErrUnexpectedEOF) && !ofStream(err) {
+			return contentError{err} // the archive's, also if that ends too early
 		}
 		if !ofStream(err) {
 			cancel() // the store's fault: whoever waits for the network is to stop

@@ -421,6 +421,10 @@ func TestRegistriesThatLieAreToldAndLeaveNothing(t *testing.T) {
 		"not an archive": {func(t *testing.T, l *liar) {
 			setLayer(t, l, registry.Compress(t, "gzip", bytes.Repeat([]byte("not a tar "), 1000)))
 		}, ErrInvalidImage, []string{"stage layers", "invalid layer"}},
+		"archive that ends in a file": {func(t *testing.T, l *liar) {
+			whole := registry.Tar(t, registry.File{Header: tar.Header{Name: "x"}, Body: strings.Repeat("x", 5000)})
+			setLayer(t, l, registry.Compress(t, "gzip", whole[:1000]))
+		}, ErrInvalidImage, []string{"stage layers", `"x"`, "unexpected EOF"}},
 		"archive that leaves the root": {func(t *testing.T, l *liar) {
 			bad := registry.Tar(t, registry.File{Header: tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "../../etc/passwd"}})
 			setLayer(t, l, registry.Compress(t, "gzip", bad))
