@@ -227,7 +227,7 @@ func TestPluginThatLeavesAProcessBehind(t *testing.T) {
 	if _, err := n.Add(context.Background(), debt); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took > pipeGrace+5*time.Second {
+	if took := time.Since(begin); took > pipeGrace+time.Minute {
 		t.Errorf("waited %s for a process that only holds stdout", took)
 	}
 	pid := childOf(t, filepath.Join(bin, "p0.child"))

@@ -56,7 +56,7 @@ func (s *Service) ExecSync(ctx context.Context, id ContainerID, cmd []string, ti
 	err = await(ctx, exec)
 	until := time.Now()
 	if err == nil {
-		until = until.Add(drainBound)
+		until = until.Add(s.drain)
 	}
 	if end, ok := ctx.Deadline(); ok && end.Before(until) {
 		until = end

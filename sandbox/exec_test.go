@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -21,18 +22,18 @@ func TestExecSync(t *testing.T) {
 		stdout, stderr string
 		code           int32
 		fails          error
-		atMost         time.Duration
+		drain          time.Duration
 	}{
 		{name: "both streams", cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, stdout: "out\n", stderr: "err\n", code: 3},
 		{name: "true", cmd: []string{"true"}, timeout: time.Minute},
 		{name: "output in one piece", cmd: []string{"sh", "-c", "printf '%0100000d' 7"}, stdout: strings.Repeat("0", 99999) + "7"},
-		{name: "timeout", cmd: []string{"sh", "-c", "echo begun; sleep 1000 & wait"}, timeout: 100 * time.Millisecond, fails: ErrExecTimeout,
-			stdout: "begun\n", atMost: 5 * time.Second},
-		{name: "background child keeps the pipe", cmd: []string{"sh", "-c", "sleep 1000 & echo done"}, stdout: "done\n", atMost: drainBound + 5*time.Second},
-		{name: "background child and a timeout", cmd: []string{"sh", "-c", "sleep 1000 & echo done"}, timeout: 500 * time.Millisecond, stdout: "done\n", atMost: drainBound},
+		{name: "timeout", cmd: []string{"sh", "-c", "echo begun; sleep 1000 & wait"}, timeout: 2 * time.Second, fails: ErrExecTimeout,
+			stdout: "begun\n"},
+		{name: "background child keeps the pipe", cmd: []string{"sh", "-c", "sleep 1000 & echo done"}, stdout: "done\n", drain: drainBound},
+		{name: "background child and a timeout", cmd: []string{"sh", "-c", "sleep 1000 & echo done"}, timeout: 2 * time.Second, stdout: "done\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			began := time.Now()
+			m.s.drain = cmp.Or(test.drain, time.Hour)
 			stdout, stderr, code, err := m.s.ExecSync(t.Context(), id, test.cmd, test.timeout)
 			if !errors.Is(err, test.fails) {
 				t.Errorf("got error %v, want %v", err, test.fails)
@@ -40,9 +41,6 @@ func TestExecSync(t *testing.T) {
 			want(t, "stdout", string(stdout), test.stdout)
 			want(t, "stderr", string(stderr), test.stderr)
 			want(t, "code", code, test.code)
-			if took := time.Since(began); test.atMost > 0 && took > test.atMost {
-				t.Errorf("took %s, want at most %s", took, test.atMost)
-			}
 		})
 	}
 	must(t, m.s.RemovePod(t.Context(), pod))

@@ -87,8 +87,8 @@ func TestRealStopAndExec(t *testing.T) {
 	}
 	began := time.Now()
 	r.must(r.s.StopContainer(t.Context(), id, 300*time.Millisecond))
-	if took := time.Since(began); took < 300*time.Millisecond || took > 5*time.Second {
-		t.Errorf("stop took %s", took)
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Errorf("stop took %s, less than the grace", took)
 	}
 	st, err := r.s.ContainerStatus(id)
 	r.must(err)

@@ -129,6 +129,7 @@ type Service struct {
 
 	plan     func(context.Context, *building) error // makes the spec; replaced by tests without a root file system
 	boundary func(string)                           // set by tests: called between all steps
+	drain    time.Duration                          // drainBound, or what tests have instead
 }
 
 // namespaces finds and pins network namespaces; tests without root have their own.
@@ -191,7 +192,7 @@ func newService(config Config) (*Service, error) {
 		removals:    stage.NewGroup[struct{}]("RemoveContainer", config.Recorder, config.Log),
 		podStops:    stage.NewGroup[struct{}]("StopPodSandbox", config.Recorder, config.Log),
 		podRemovals: stage.NewGroup[struct{}]("RemovePodSandbox", config.Recorder, config.Log),
-		swept:       make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{})}
+		swept:       make(chan struct{}), recovered: make(chan struct{}), closed: make(chan struct{}), drain: drainBound}
 	s.settings.Store(config.Settings.settled())
 	s.keeper = keeper{layers: config.Layers, by: map[digest.Digest]ContainerID{}, names: map[ContainerID][]string{}}
 	s.table.Store(&table{})
