@@ -168,10 +168,10 @@ func TestKillThrottled(t *testing.T) {
 			t.Skip("no controller for processor time")
 		}
 		g := create(t, hs, nil)
-		start(t, g, "for i in {1..40}; do (while :; do :; done) & done; wait")
+		start(t, g, "for i in {1..8}; do (while :; do :; done) & done; wait")
 		if err := poll(ctx(t), func() (bool, error) {
 			pids, err := g.Processes()
-			return len(pids) > 40, err
+			return len(pids) > 8, err
 		}); err != nil {
 			t.Fatal(err)
 		}
