@@ -226,3 +226,25 @@ func TestStreamPodMetrics(t *testing.T) {
 		t.Errorf("%q instead of %q", ids, want)
 	}
 }
+
+// A pod may call its devices whatever it likes; answers, which must be UTF-8, tell of it and of all others nevertheless.
+func TestStrangeInterface(t *testing.T) {
+	d := use(t)
+	p := runPod(t, d, podNetwork)
+	c := p.start(t, idle, func(c *cri.ContainerConfig) {
+		c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN"}}
+	})
+	c.waitOutput(t, "ready")
+	c.exec(t, `ip link set eth0 down && ip link set eth0 name "$(printf 'e\377')"`)
+	const want = "e\uFFFD"
+	if got := p.stats(t).GetLinux().GetNetwork().GetDefaultInterface().GetName(); got != want {
+		t.Errorf("interface %q instead of %q", got, want)
+	}
+	list, err := d.runtime.ListPodSandboxStats(bounded(t), &cri.ListPodSandboxStatsRequest{})
+	if err != nil || len(list.GetStats()) == 0 {
+		t.Errorf("list of statistics: %v, %v", list, err)
+	}
+	if !slices.ContainsFunc(p.metrics(t).GetMetrics(), func(m *cri.Metric) bool { return slices.Contains(m.GetLabelValues(), want) }) {
+		t.Errorf("no metric of interface %q", want)
+	}
+}
