@@ -50,7 +50,7 @@ type Container struct {
 	RejectAbsent []string `toml:"absent_mount_sources_to_reject" comment:"Sources of mounts that must exist. Any other that is missing is made as a directory, which would harm where a file is expected: /etc/hostname."`
 	LogLineMax   int      `toml:"log_line_max" comment:"Bytes of one line of container output; longer ones are split and marked partial."`
 
-	WritableLimit int64 `toml:"writable_limit" comment:"Bytes that a container may write to its root; more fails with EDQUOT. 0: no limit. Needs project quotas: ext4 or XFS mounted with prjquota."`
+	WritableLimit int64 `toml:"writable_limit" comment:"Bytes that a container may write to its root; more fails with EDQUOT (ext4) or ENOSPC (XFS). 0: no limit. Needs project quotas: ext4 or XFS mounted with prjquota."`
 }
 
 // CDI says where devices are described.

@@ -58,7 +58,7 @@ func qemuCommand(dir string) (command, env []string) {
 // What all roots have: what the flavours run on, and what tests look for.
 var rootPackages = []string{
 	"systemd", "systemd-sysv", "dbus", "kmod", "iproute2", "procps", "util-linux", "mount", "ca-certificates",
-	"busybox-static", "docker-registry", "nftables", "iptables", "erofs-utils", "runc",
+	"busybox-static", "docker-registry", "nftables", "iptables", "erofs-utils", "xfsprogs", "runc",
 }
 
 const rootSize = "6G" // sparse

@@ -9,6 +9,7 @@ type flavour struct {
 	init   string   // process 1
 	params []string // of the kernel
 	driver string   // cgroup driver that criserver is told to use
+	disk   int64    // bytes of a disk of its own, which outlives resets; 0: none
 }
 
 const (
@@ -52,6 +53,11 @@ var flavours = map[string]flavour{
 		about:  "Linux of trixie, cgroup v2, systemd, SELinux with Debian's policy, enforcing",
 		kernel: kernelOf("trixie"), root: selinuxRoot, init: systemdInit,
 		params: append([]string{"security=selinux", "enforcing=1"}, systemdParams...), driver: "systemd",
+	},
+	"reset": {
+		about:  "as minimal, with a disk that outlives resets without warning",
+		kernel: kernelOf("trixie"), root: rootOf("bookworm", "apparmor", "apparmor"), init: minimalInit,
+		params: []string{"apparmor=1", "security=apparmor"}, driver: "cgroupfs", disk: 1 << 30,
 	},
 	"linux61": {
 		about:  "Linux 6.1 of bookworm, which mounts no EROFS files; cgroup v2, no systemd, AppArmor",

@@ -47,6 +47,10 @@ func newGuest(ctx context.Context, f flavour, timeout time.Duration) (*guest, er
 
 func (g *guest) remove()         { _ = os.RemoveAll(g.dir) } // what stays is only in the way of nobody
 func (g *guest) results() string { return filepath.Join(g.dir, "results") }
+func (g *guest) disk() string    { return filepath.Join(g.dir, "disk") }
+
+// resetWord is what a guest says in place of an exit status before it is reset without warning (guest/root/usr/lib/vm/run).
+const resetWord = "again"
 
 // load packs the payload: the programs of the project, tests of packages, and the command.
 func (g *guest) load(ctx context.Context, packages []string, command string) error {
@@ -127,7 +131,7 @@ func copyGuestFiles(dir string) error {
 func (g *guest) run(ctx context.Context, output io.Writer) (status int, err error) {
 	for range 2 {
 		began := time.Now()
-		status, err = g.boot(ctx, output)
+		status, err = g.live(ctx, output)
 		fmt.Fprintf(os.Stderr, "guest %s lived for %.0f s\n", g.flavour.name, time.Since(began).Seconds())
 		var died *diedError
 		if !errors.As(err, &died) {
@@ -146,17 +150,41 @@ type diedError struct {
 
 func (e *diedError) Error() string { return "guest ended without an exit status: " + e.cause.Error() }
 
-// boot runs qemu once.
-func (g *guest) boot(ctx context.Context, output io.Writer) (status int, err error) {
+// live boots the guest, again whenever its command has had it reset, until there is an exit status.
+func (g *guest) live(ctx context.Context, output io.Writer) (status int, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, g.timeout, fmt.Errorf("it lived longer than %v", g.timeout))
 	defer cancel()
+	if err := g.blank(); err != nil {
+		return 0, err
+	}
+	for boot := 0; ; boot++ {
+		again, status, err := g.boot(ctx, boot, output)
+		if !again || err != nil {
+			return status, err
+		}
+	}
+}
+
+// blank empties what outlives a reset: the results, and the disk if there is one.
+func (g *guest) blank() error {
+	if err := os.WriteFile(g.results(), nil, 0o644); err != nil || g.flavour.disk == 0 {
+		return err
+	}
+	if err := os.WriteFile(g.disk(), nil, 0o600); err != nil {
+		return err
+	}
+	return os.Truncate(g.disk(), g.flavour.disk)
+}
+
+// boot runs qemu once. again says that the guest was reset on purpose.
+func (g *guest) boot(ctx context.Context, boot int, output io.Writer) (again bool, status int, err error) {
 	for _, name := range []string{"status", "console"} {
 		if err := os.WriteFile(filepath.Join(g.dir, name), nil, 0o644); err != nil {
-			return 0, err
+			return false, 0, err
 		}
 	}
 	command, env := qemuCommand(g.machine.qemu)
-	cmd := exec.CommandContext(ctx, command[0], append(command[1:], g.qemuArgs()...)...)
+	cmd := exec.CommandContext(ctx, command[0], append(command[1:], g.qemuArgs(boot)...)...)
 	cmd.Env = env
 	cmd.Stdout = struct{ io.Writer }{output} // not a file, so that qemu has a pipe
 	var problems bytes.Buffer
@@ -165,25 +193,31 @@ func (g *guest) boot(ctx context.Context, output io.Writer) (status int, err err
 	ran := cmd.Run()
 	text, err := os.ReadFile(filepath.Join(g.dir, "status"))
 	if err != nil {
-		return 0, err
+		return false, 0, err
 	}
-	if status, err = strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
-		return status, nil
+	said := strings.Fields(string(text))
+	switch {
+	case len(said) == 0:
+	case said[len(said)-1] != resetWord:
+		status, err = strconv.Atoi(said[len(said)-1])
+		return false, status, err
+	case ctx.Err() == nil:
+		return true, 0, nil
 	}
 	console, _ := os.ReadFile(filepath.Join(g.dir, "console")) // without it the cause must do
 	switch {
 	case ctx.Err() != nil:
-		return 0, fmt.Errorf("%w; its console:\n%s", context.Cause(ctx), console)
+		return false, 0, fmt.Errorf("%w; its console:\n%s", context.Cause(ctx), console)
 	case ran == nil:
 		ran = errors.New("it panicked or stopped")
 	}
-	return 0, &diedError{console: append(console, problems.Bytes()...), cause: ran}
+	return false, 0, &diedError{console: append(console, problems.Bytes()...), cause: ran}
 }
 
-// qemuArgs describes the guest. Of kernel parameters there is room for 2,048 bytes only.
-func (g *guest) qemuArgs() []string {
+// qemuArgs describes the guest, which learns how often it was reset. Of kernel parameters there is room for 2,048 bytes only.
+func (g *guest) qemuArgs(boot int) []string {
 	params := append([]string{"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr",
-		"init=" + g.flavour.init}, g.flavour.params...)
+		"init=" + g.flavour.init, fmt.Sprintf("vm.boot=%d", boot)}, g.flavour.params...)
 	args := []string{"-M", "pc,usb=off", "-nodefaults", "-vga", "none", "-display", "none", "-monitor", "none", "-no-reboot",
 		"-smp", "2", "-m", "2048",
 		"-kernel", filepath.Join(g.machine.kernel, "vmlinuz"), "-initrd", filepath.Join(g.machine.kernel, "initrd"),
@@ -192,7 +226,7 @@ func (g *guest) qemuArgs() []string {
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci"}
 	args = append(args, processor()...)
 	for _, port := range [][2]string{{"output", "/dev/stdout"}, {"status", filepath.Join(g.dir, "status")}, {"results", g.results()}} {
-		args = append(args, "-chardev", "file,id="+port[0]+",path="+port[1], "-device", "virtserialport,chardev="+port[0]+",name="+port[0])
+		args = append(args, "-chardev", "file,append=on,id="+port[0]+",path="+port[1], "-device", "virtserialport,chardev="+port[0]+",name="+port[0])
 	}
 	for _, disk := range []string{
 		"snapshot=on,file=" + filepath.Join(g.machine.root, "root.ext4"), // what is written goes with the guest
@@ -200,6 +234,9 @@ func (g *guest) qemuArgs() []string {
 		"readonly=on,file=" + filepath.Join(g.dir, "payload.erofs"),
 	} {
 		args = append(args, "-drive", "if=virtio,format=raw,"+disk)
+	}
+	if g.flavour.disk > 0 { // what the guest has handed over is in this machine's page cache, which no reset of it empties
+		args = append(args, "-drive", "if=virtio,format=raw,cache=writeback,file="+g.disk())
 	}
 	return args
 }

@@ -11,7 +11,7 @@
 // packages and removes what is of no use any more; run and test make what is missing.
 //
 // run boots a guest and runs COMMAND in it by sh, with the programs of the project in /payload/bin, prints what it prints
-// and exits with its status. What it leaves in /results becomes TAR. Each -with adds a package's tests as
+// and exits with its status. What it leaves in /results becomes TAR (of a guest that is reset, an archive a boot: tar -xi). Each -with adds a package's tests as
 // /payload/tests/PACKAGE/test, with dashes for slashes.
 //
 // test runs in each flavour the tests that tests/FLAVOUR lists, with -short those alone that are marked with a +, as `make test`

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -144,7 +145,7 @@ func (r *testRun) run(ctx context.Context, timeout time.Duration) error {
 	if err := os.WriteFile(filepath.Join(r.reports, "guest.txt"), facts.Bytes(), 0o644); err != nil {
 		return err
 	}
-	return tell(ctx, r.reports, "tar", "-xf", g.results())
+	return tell(ctx, r.reports, "tar", "-xif", g.results()) // one archive a boot
 }
 
 // selected returns the lines of a list that say something: "package.Test", with a * at the end for any rest, and why it is
@@ -176,7 +177,9 @@ func suitesOf(lines []string) []suite {
 		if !open {
 			pattern += "$"
 		}
-		patterns[pkg] = append(patterns[pkg], pattern)
+		if !slices.Contains(patterns[pkg], pattern) {
+			patterns[pkg] = append(patterns[pkg], pattern)
+		}
 	}
 	var suites []suite
 	for _, pkg := range order {
@@ -186,7 +189,7 @@ func suitesOf(lines []string) []suite {
 }
 
 // command is the script that runs the suites in the guest, one after another, all within the time. Test events of each are
-// a file of its results.
+// a file of its results; a guest that is reset has one of each boot.
 func (r *testRun) command(within time.Duration) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "export driver=%s bound=%.0f\n. /usr/lib/vm/testing\n", r.flavour.driver, within.Seconds())
@@ -201,7 +204,11 @@ func (r *testRun) judge(ctx context.Context) (ok bool, err error) {
 	file := func(name string) string { return filepath.Join(r.reports, name) }
 	args := []string{"run", "./hack/testcount", "-junit", file("junit.xml"), "-must", file(mustName), file(skipsName)}
 	for _, s := range r.suites {
-		args = append(args, file(testDir(s.pkg)+".json"))
+		events, err := filepath.Glob(file(testDir(s.pkg) + ".*.json")) // one a boot
+		if err != nil {
+			return false, err
+		}
+		args = append(args, events...)
 	}
 	count := exec.CommandContext(ctx, "go", args...)
 	count.Dir, count.Stdout, count.Stderr = r.repo, os.Stdout, os.Stderr

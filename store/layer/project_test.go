@@ -50,12 +50,15 @@ func loopDisk(t *testing.T, kind, options string, mkfs ...string) string {
 
 func TestProjectQuotas(t *testing.T) {
 	t.Run("ext4", func(t *testing.T) {
-		testProjectQuotas(t, loopDisk(t, "ext4", "prjquota", "mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota"))
+		testProjectQuotas(t, loopDisk(t, "ext4", "prjquota", "mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota"), unix.EDQUOT)
 	})
-	t.Run("xfs", func(t *testing.T) { testProjectQuotas(t, loopDisk(t, "xfs", "prjquota", "mkfs.xfs", "-q")) })
+	t.Run("xfs", func(t *testing.T) {
+		testProjectQuotas(t, loopDisk(t, "xfs", "prjquota", "mkfs.xfs", "-q"), unix.ENOSPC)
+	})
 }
 
-func testProjectQuotas(t *testing.T, disk string) {
+// full is what a write beyond the limit fails with.
+func testProjectQuotas(t *testing.T, disk string, full error) {
 	const limit = 4 << 20
 	c := Config{Root: filepath.Join(disk, "store"), WritableLimit: limit, BootID: "first"}
 	s := open(t, c)
@@ -87,7 +90,7 @@ func testProjectQuotas(t *testing.T, disk string) {
 	}
 
 	err := os.WriteFile(at(one, "d/much"), make([]byte, limit), 0o600)
-	if !errors.Is(err, unix.EDQUOT) {
+	if !errors.Is(err, full) {
 		t.Errorf("writing more than the limit: %v", err)
 	}
 	if got, _, _ := s.Written("one"); got > limit {

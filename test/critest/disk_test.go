@@ -19,7 +19,21 @@ import (
 // onOwnDisk starts a daemon whose root directory is an ext4 file system of its own, in memory.
 func onOwnDisk(t *testing.T, store, size string) *daemon {
 	t.Helper()
+	d := makeOnDisk(t, store, size, "loop", "mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,nodiscard")
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// makeOnDisk makes a daemon whose root directory is a file system of its own, in memory. Where that cannot be made or mounted
+// so the test is skipped.
+func makeOnDisk(t *testing.T, store, size, options string, mkfs ...string) *daemon {
+	t.Helper()
 	use(t)
+	if _, err := exec.LookPath(mkfs[0]); err != nil {
+		t.Skipf("%s is not installed", mkfs[0])
+	}
 	d, err := makeDaemon(fmt.Sprintf("disk%d", len(daemons)), store)
 	if err != nil {
 		t.Fatal(err)
@@ -36,12 +50,15 @@ func onOwnDisk(t *testing.T, store, size string) *daemon {
 	image := filepath.Join(memory, "image")
 	for _, args := range [][]string{
 		{"truncate", "-s", size, image},
-		{"mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,nodiscard", image},
-		{"mount", "-n", "-o", "loop", image, d.root()},
+		append(mkfs, image),
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%q: %v: %s", args, err, out)
 		}
+	}
+	kind := strings.TrimPrefix(mkfs[0], "mkfs.")
+	if out, err := exec.Command("mount", "-n", "-t", kind, "-o", options, image, d.root()).CombinedOutput(); err != nil {
+		t.Skipf("this kernel mounts no %s with %s: %s", kind, options, out)
 	}
 	t.Cleanup(func() {
 		if err := d.stop(); err != nil {
@@ -51,9 +68,6 @@ func onOwnDisk(t *testing.T, store, size string) *daemon {
 			t.Error(err)
 		}
 	})
-	if err := d.start(); err != nil {
-		t.Fatal(err)
-	}
 	return d
 }
 
