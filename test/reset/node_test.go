@@ -53,13 +53,27 @@ func eventually(t *testing.T, what func() string, done func() bool) {
 	}
 }
 
+const configuration = `address = %q
+root = %q
+state = %q
+pause = %q
+cgroup_driver = "cgroupfs"
+certs_dirs = []
+[network]
+default = "off"
+[nri]
+enable = "off"
+[security]
+apparmor = "off"
+[images]
+store = %q
+`
+
 // start starts a criserver on the disk, which lives until the machine is reset.
 func start(t *testing.T, store string) *node {
 	t.Helper()
 	config, log := filepath.Join(mountPoint, "config.toml"), "/run/criserver.log"
-	text := fmt.Sprintf("address = %q\nroot = %q\nstate = %q\npause = %q\ncgroup_driver = \"cgroupfs\"\ncerts_dirs = []\n"+
-		"[network]\ndefault = \"off\"\n[nri]\nenable = \"off\"\n[security]\napparmor = \"off\"\n[images]\nstore = %q\n",
-		socket, filepath.Join(mountPoint, "root"), statePath(), filepath.Join(programs, "pause"), store)
+	text := fmt.Sprintf(configuration, socket, filepath.Join(mountPoint, "root"), statePath(), filepath.Join(programs, "pause"), store)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
