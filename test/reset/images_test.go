@@ -73,7 +73,7 @@ func baseFiles(t *testing.T) []registry.File {
 	return files
 }
 
-// layerOf has a file of 1 MiB that does not compress, small ones, links and what more is asked for.
+// layerOf has a file of 512 KiB that does not compress, small ones, links and what more is asked for.
 func layerOf(name string, seed uint64, compression string, more ...registry.File) registry.Layer {
 	rng := rand.New(rand.NewPCG(seed, seed))
 	noise := func(size int) string {
@@ -85,7 +85,7 @@ func layerOf(name string, seed uint64, compression string, more ...registry.File
 	}
 	dir := "data/" + name + "/"
 	files := []registry.File{{Header: tar.Header{Name: "data/"}}, {Header: tar.Header{Name: dir, Mode: 0o750, Uid: 7}},
-		{Header: tar.Header{Name: dir + "large"}, Body: noise(1 << 20)}}
+		{Header: tar.Header{Name: dir + "large"}, Body: noise(512 << 10)}}
 	for i := range 30 {
 		files = append(files, registry.File{Header: tar.Header{Name: fmt.Sprintf("%ssmall-%d", dir, i), Mode: 0o4711, Gid: i}, Body: noise(i * 200)})
 	}

@@ -33,23 +33,18 @@ func (c cut) name() string {
 
 // A series of the same file system and store goes on with the same disk.
 var cuts = []cut{
+	{"xfs", "erofs", false, pulled},
+	{"xfs", "erofs", true, fetched(5)},
+	{"xfs", "erofs", false, durable},
+	{"ext4", "overlay", true, pulled},
+	{"ext4", "overlay", false, written(2)},
+	{"ext4", "overlay", false, durable},
 	{"ext4", "erofs", false, fetched(3)},
 	{"ext4", "erofs", true, fetched(8)},
-	{"ext4", "erofs", false, pulled},
 	{"ext4", "erofs", false, written(3)},
 	{"ext4", "erofs", false, written(12)},
 	{"ext4", "erofs", false, durable},
 	{"ext4", "erofs", false, removed},
-	{"ext4", "overlay", true, fetched(6)},
-	{"ext4", "overlay", true, pulled},
-	{"ext4", "overlay", false, written(2)},
-	{"ext4", "overlay", false, durable},
-	{"xfs", "erofs", true, fetched(5)},
-	{"xfs", "erofs", false, pulled},
-	{"xfs", "erofs", false, written(6)},
-	{"xfs", "erofs", false, durable},
-	{"xfs", "overlay", false, written(2)},
-	{"xfs", "overlay", false, durable},
 }
 
 // boots is how often the guest was reset.
