@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -99,7 +100,7 @@ func start(t *testing.T, store string) *node {
 
 func statePath() string { return filepath.Join(mountPoint, "state") }
 
-// connect waits until criserver answers.
+// connect waits until criserver is ready.
 func connect(t *testing.T) *node {
 	t.Helper()
 	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -108,9 +109,11 @@ func connect(t *testing.T) *node {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	n := &node{runtime: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn)}
-	eventually(t, func() string { return "criserver answers" }, func() bool {
-		_, err := n.runtime.Version(bounded(t), &cri.VersionRequest{})
-		return err == nil
+	eventually(t, func() string { return "criserver is ready" }, func() bool {
+		s, err := n.runtime.Status(bounded(t), &cri.StatusRequest{})
+		return err == nil && slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *cri.RuntimeCondition) bool {
+			return c.GetType() == cri.RuntimeReady && c.GetStatus()
+		})
 	})
 	return n
 }
