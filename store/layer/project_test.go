@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -114,7 +115,8 @@ func testProjectQuotas(t *testing.T, disk string, full error) {
 	if err := again.RemoveRoot("one"); err != nil {
 		t.Fatal(err)
 	}
-	again.cleanup.Wait() // until then the number is taken
+	again.cleanup.Wait()
+	waitUnused(t, again, old) // until then the number is taken
 	if _, _, ok := again.Written("one"); ok {
 		t.Error("a container that is gone is counted")
 	}
@@ -133,6 +135,20 @@ func testProjectQuotas(t *testing.T, disk string, full error) {
 	volume.Close()
 	if _, _, ok := again.Written("volume"); ok {
 		t.Error("a volume of an image is counted")
+	}
+}
+
+// waitUnused waits until nothing is counted in a project. XFS frees deleted files in the background.
+func waitUnused(t *testing.T, s *Store, project uint32) {
+	t.Helper()
+	for over := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		_, inodes, err := s.quota.Usage(project)
+		if err != nil || time.Now().After(over) {
+			t.Fatalf("project %d has %d inodes, %v", project, inodes, err)
+		}
+		if inodes == 0 {
+			return
+		}
 	}
 }
 
