@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/ociruntime/cgroup"
+	"github.com/criserver/criserver/test/leak"
 )
 
 // A pause that dies before it has made its user namespace fails the start of the pod instead of stalling it.
@@ -49,6 +50,59 @@ func TestBootOfDeadPause(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("the start of a dead pause stalls")
+	}
+}
+
+// Whichever of the two halves of a start fails, the other one ends too, and nothing is left.
+func TestStartPodFails(t *testing.T) {
+	f := newFixture(t)
+	config := f.runtime.config
+	config.PauseBinary = "/bin/busybox" // which knows no applet of pause's name
+	other, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = other.Close() })
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	type row struct {
+		name    string
+		runtime *Runtime
+		ctx     context.Context
+		change  func(t *testing.T, c *PodConfig)
+		want    string
+	}
+	rows := []row{
+		{"pause that ends at once", other, t.Context(), nil, "greet pause: "},
+		{"caller that is gone", f.runtime, gone, nil, "context canceled"},
+		{"cgroup that cannot be", f.runtime, t.Context(), func(_ *testing.T, c *PodConfig) { c.CgroupParent = f.parent + "/.." }, "create the sandbox's cgroup: "},
+		{"mapping of nothing", f.runtime, t.Context(), func(_ *testing.T, c *PodConfig) {
+			c.UserNS = &IDMap{UIDs: []specs.LinuxIDMapping{{HostID: 100000}}, GIDs: []specs.LinuxIDMapping{{HostID: 100000}}}
+		}, "write the id mapping of the pod: "},
+		{"sysctl that is none", f.runtime, t.Context(), func(_ *testing.T, c *PodConfig) { c.Sysctls = map[string]string{"kernel.nonesuch": "1"} }, "set sysctl kernel.nonesuch"},
+	}
+	all := slices.DeleteFunc(f.runtime.config.Cgroups.List(), func(h cgroup.Hierarchy) bool { return h.Unified })
+	if len(all) > 0 { // what is made when pause is born already
+		rows = append(rows, row{"v1 leaf that is there", f.runtime, t.Context(), func(t *testing.T, c *PodConfig) {
+			if err := os.MkdirAll(all[len(all)-1].MountPoint+c.CgroupParent+"/"+c.ID, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, "create the sandbox's cgroup: "})
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			c := PodConfig{ID: randomID(), Dir: t.TempDir(), HostNetwork: true, CgroupParent: f.parent}
+			leak.Check(t, leak.Only(leak.Process, leak.Cgroup, leak.Descriptor, leak.Goroutine), leak.Match(c.ID))
+			if row.change != nil {
+				row.change(t, &c)
+			}
+			if p, err := row.runtime.StartPod(row.ctx, c); err == nil || !strings.Contains(err.Error(), row.want) {
+				t.Errorf("%v, %v instead of %q", p, err, row.want)
+			}
+			if left, err := os.ReadDir(c.Dir); err != nil || len(left) > 0 {
+				t.Errorf("left in the pod's directory: %v, %v", left, err)
+			}
+		})
 	}
 }
 
