@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -39,4 +40,40 @@ func (c Config) proxies() func(*http.Request) (*url.URL, error) {
 		}
 		return environment(r.URL)
 	}
+}
+
+// proxyRefusal says that a proxy does not lead to the host: credentials are missing or wrong, or it is not meant to be reached. To
+// ask again would not change that.
+type proxyRefusal struct {
+	proxy string // host:port
+	user  bool   // credentials were sent
+	code  int
+}
+
+func (e *proxyRefusal) Error() string {
+	text := fmt.Sprintf("proxy %s answers %d %s", e.proxy, e.code, http.StatusText(e.code))
+	switch {
+	case e.code != http.StatusProxyAuthRequired:
+		return text
+	case e.user:
+		return text + ": it does not take the user and password of HTTPS_PROXY or HTTP_PROXY"
+	}
+	return text + ": it wants a user and password, which HTTPS_PROXY and HTTP_PROXY of criserver's environment can have"
+}
+
+// refusedByProxy looks at what a proxy said of a connection that it was asked for.
+func refusedByProxy(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+	if status := (&statusError{code: resp.StatusCode}); resp.StatusCode >= 400 && !status.transient() {
+		return &proxyRefusal{proxy: proxy.Host, user: proxy.User != nil, code: resp.StatusCode}
+	}
+	return nil
+}
+
+// proxyOf is the proxy by which a request went; nil if it went without.
+func (s *Session) proxyOf(r *http.Request) *url.URL {
+	proxy, err := s.proxy(r)
+	if err != nil {
+		return nil
+	}
+	return proxy
 }

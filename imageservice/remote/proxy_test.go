@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -97,4 +98,35 @@ func TestProxies(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A proxy that refuses is asked once: nothing gets better by asking again.
+func TestProxiesThatRefuse(t *testing.T) {
+	const registry = "registry.test:5000"
+	for name, c := range map[string]struct {
+		scheme, user string
+		code         int
+		want         string
+	}{
+		"no credentials":             {"https", "", 407, "answers 407 Proxy Authentication Required: it wants a user and password, which HTTPS_PROXY and HTTP_PROXY"},
+		"wrong credentials":          {"https", "user:hunter2@", 407, "it does not take the user and password of HTTPS_PROXY or HTTP_PROXY"},
+		"no credentials, plain HTTP": {"http", "", 407, "it wants a user and password"},
+		"not to be reached":          {"https", "", 403, "answers 403 Forbidden"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := serveHTTP(t, false, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(c.code) })
+			for _, key := range []string{"HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"} {
+				t.Setenv(key, "http://"+c.user+p.host())
+			}
+			cfg := hosts(t, registry, fmt.Sprintf("server = \"%s://%s\"\n", c.scheme, registry))
+			cfg.Attempts, cfg.Backoff = 5, time.Millisecond
+			_, err := open(t, cfg, registry+"/app", Auth{}).ManifestByTag(t.Context(), "v1", nil)
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "proxy "+p.host()+" ") || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%v", err)
+			}
+			if asked := len(p.seen("Host")); asked != 1 {
+				t.Errorf("the proxy was asked %d times", asked)
+			}
+		})
+	}
 }

@@ -128,6 +128,11 @@ func (s *Session) refused(ctx context.Context, e *endpoint, resp *http.Response,
 	if status.retryAfter > 0 && ours {
 		e.gate.close(min(status.retryAfter, s.cfg.MaxBackoff))
 	}
+	if resp.StatusCode == http.StatusProxyAuthRequired {
+		if proxy := s.proxyOf(resp.Request); proxy != nil { // plain HTTP goes to it as it is
+			return unavailable{err: &proxyRefusal{proxy: proxy.Host, user: proxy.User != nil, code: resp.StatusCode}, final: true}
+		}
+	}
 	switch {
 	case !ours:
 		return fmt.Errorf("redirected to %s: %w", resp.Request.URL.Host, status)

@@ -113,7 +113,7 @@ func (s *Session) tune(c *http.Client) error {
 	if t, ok := c.Transport.(*http.Transport); ok {
 		t.MaxIdleConnsPerHost = 8
 		t.ReadBufferSize = 64 << 10
-		t.Proxy = s.proxy
+		t.Proxy, t.OnProxyConnectResponse = s.proxy, refusedByProxy
 		s.transports = append(s.transports, t)
 	}
 	return nil

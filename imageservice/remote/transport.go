@@ -49,7 +49,8 @@ func plainTransportError(ctx context.Context, err error) error {
 	if errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnavailable) {
 		return err
 	}
-	return unavailable{err: err}
+	var refused *proxyRefusal
+	return unavailable{err: err, final: errors.As(err, &refused)}
 }
 
 // advice says whether err is there to stay, and, where it is for the operator to mend, what to write into hosts.toml.
