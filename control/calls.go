@@ -105,9 +105,11 @@ func (s *Server) usage() imageservice.DiskUsage {
 	return s.config.Images.DiskUsage(written)
 }
 
-func (s *Server) pull(ctx context.Context, r request, _ *os.File, _ *replies) (any, error) {
+func (s *Server) pull(ctx context.Context, r request, _ *os.File, out *replies) (any, error) {
 	return with(r, func(args Pull) (Image, error) {
-		id, err := s.config.Images.Pull(ctx, imageservice.PullRequest{Ref: args.Ref, Auth: remote.Auth{Username: args.User, Password: args.Password}})
+		p := &imageservice.Progress{}
+		defer out.show(p)()
+		id, err := s.config.Images.Pull(ctx, imageservice.PullRequest{Ref: args.Ref, Auth: remote.Auth{Username: args.User, Password: args.Password}, Progress: p})
 		if err != nil {
 			return Image{}, err
 		}
@@ -180,7 +182,7 @@ func (s *Server) verifyLayer(ctx context.Context, id digest.Digest) (Layer, erro
 		if ctx.Err() != nil {
 			return l, err
 		}
-		l.Error, l.Damaged = err.Error(), errors.Is(err, layer.ErrDamaged)
+		l.Error, l.Damaged, l.Frame = err.Error(), errors.Is(err, layer.ErrDamaged), errors.Is(err, layer.ErrFrameDamaged)
 	}
 	return l, nil
 }

@@ -31,9 +31,12 @@ type reply struct {
 
 // Progress says how far a call is.
 type Progress struct {
-	Done  int64  `json:"done"` // bytes
-	Total int64  `json:"total"`
-	Image string `json:"image"`
+	Done   int64  `json:"done"` // bytes
+	Total  int64  `json:"total"`
+	Image  string `json:"image"`
+	Ended  int    `json:"ended,omitempty"` // layers of a pull
+	Layers int    `json:"layers,omitempty"`
+	Stage  string `json:"stage,omitempty"` // of a pull: what takes its time
 }
 
 // ErrNotFound says that an image is not present.
@@ -94,6 +97,7 @@ type Verified struct {
 // Layer is a layer that was read.
 type Layer struct {
 	DiffID  string `json:"diffID"`
-	Error   string `json:"error"`   // empty: it is as it was unpacked
-	Damaged bool   `json:"damaged"` // else the error says why it could not be told
+	Error   string `json:"error"`        // empty: it is as it was unpacked
+	Damaged bool   `json:"damaged"`      // what containers see; if neither is, the error says why it could not be told
+	Frame   bool   `json:"frameDamaged"` // what exports need
 }

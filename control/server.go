@@ -210,9 +210,14 @@ func (r *replies) fail(err error) {
 	r.send(line)
 }
 
-// show sends how far p is until the returned function is called.
+// show sends how far p is until the returned function is called, and then once more.
 func (r *replies) show(p *imageservice.Progress) (stop func()) {
 	ended, done := make(chan struct{}), make(chan struct{})
+	send := func() {
+		if now := p.Now(); now.Total > 0 || now.Stage != "" {
+			r.send(reply{Progress: &Progress{Done: now.Done, Total: now.Total, Image: now.Image, Ended: now.Ended, Layers: now.Layers, Stage: now.Stage}})
+		}
+	}
 	go func() {
 		defer close(done)
 		tick := time.NewTicker(period)
@@ -220,11 +225,9 @@ func (r *replies) show(p *imageservice.Progress) (stop func()) {
 		for {
 			select {
 			case <-tick.C:
-				now := Progress{}
-				if now.Done, now.Total, now.Image = p.Now(); now.Total > 0 {
-					r.send(reply{Progress: &now})
-				}
+				send()
 			case <-ended:
+				send()
 				return
 			}
 		}

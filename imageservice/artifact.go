@@ -113,20 +113,56 @@ func checkFileName(name string) error {
 }
 
 // pullArtifact brings the artifact onto the node. Its id is its manifest's: the config of many is the same.
-func (s *Service) pullArtifact(ctx context.Context, t target, src *source, r *resolved) (string, error) {
+func (s *Service) pullArtifact(ctx context.Context, t target, src *source, r *resolved, a *account) (string, error) {
 	parts, err := artifactParts(r.manifest.Digest, r.doc, s.cfg.Limits.Layers)
 	if err != nil {
 		return "", err
 	}
+	for _, p := range parts {
+		a.want(p.key(), p.desc.Size, s.presentPart(p) != "")
+	}
+	defer a.follow(ctx, reportEvery)()
+	var names []string
+	if t.tag != "" {
+		names = []string{t.String()}
+	}
+	err = s.putArtifact(ctx, r, parts, names, []string{t.repo.Name() + "@" + r.top.String()}, func(ctx context.Context, p artifactPart) (digest.Digest, error) {
+		done, err := s.part(ctx, p, func(ctx context.Context) (part, bool, error) { return s.sharedPart(ctx, src, p) })
+		if err == nil {
+			a.add(p.key(), done.entry)
+		}
+		return done.id, err
+	})
+	if err != nil {
+		return "", err
+	}
+	return r.manifest.Digest.String(), nil
+}
+
+// sharedPart fetches a part, or waits for whoever does.
+func (s *Service) sharedPart(ctx context.Context, src *source, p artifactPart) (part, bool, error) {
+	src.users.Add(1)
+	done, ours, err := s.parts.do(ctx, p.key(), true, func(ctx context.Context) (part, error) {
+		defer src.release()
+		return s.bringPart(ctx, p, func(ctx context.Context, what wanted) (digest.Digest, error) { return s.fetch(ctx, src.Session, what) })
+	})
+	if !ours {
+		src.release()
+	}
+	return done, ours, err
+}
+
+// putArtifact makes all parts present by bring, which holds each, and stores the artifact.
+func (s *Service) putArtifact(ctx context.Context, r *resolved, parts []artifactPart, names, repoDigests []string, bring func(context.Context, artifactPart) (digest.Digest, error)) error {
 	diffIDs := make([]digest.Digest, len(parts)) // of the parts that are held
 	defer s.layers.HoldSync()()
-	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
+	err := stage.Run(ctx, stageLayers, 0, func(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.SetLimit(s.cfg.Bounds.Layers)
 		for _, i := range largestFirst(len(parts), func(i int) int64 { return parts[i].desc.Size }) {
 			p := parts[i]
 			g.Go(func() (err error) {
-				if diffIDs[i], err = s.part(ctx, src, p); err != nil {
+				if diffIDs[i], err = bring(ctx, p); err != nil {
 					return fmt.Errorf("%s, %d of %d: %w", p, i+1, len(parts), err)
 				}
 				return nil
@@ -135,46 +171,38 @@ func (s *Service) pullArtifact(ctx context.Context, t target, src *source, r *re
 		return g.Wait()
 	})
 	if err == nil {
-		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.recordArtifact(t, r, diffIDs) })
+		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.recordArtifact(r, parts, names, repoDigests, diffIDs) })
 	}
 	if err != nil {
 		held := slices.DeleteFunc(diffIDs, func(id digest.Digest) bool { return id == "" })
 		if releaseErr := errors.Join(s.holds.release(held), s.holds.sweep()); releaseErr != nil { // also what was fetched and not held yet
-			s.log.Warn("layers of a failed pull stay", "image", t.String(), "error", releaseErr)
+			s.log.Warn("layers of a failed pull stay", "artifact", r.manifest.Digest, "error", releaseErr)
 		}
-		return "", err
 	}
-	return r.manifest.Digest.String(), nil
+	return err
 }
 
 // part makes a part of an artifact present, and holds it once if it succeeds. What its diff ID is, is known of what is
-// present, or once it was fetched.
-func (s *Service) part(ctx context.Context, src *source, p artifactPart) (digest.Digest, error) {
-	id := s.presentPart(p)
+// present, or once bring has brought it.
+func (s *Service) part(ctx context.Context, p artifactPart, bring func(context.Context) (done part, ours bool, err error)) (done part, err error) {
+	done.id = s.presentPart(p)
 	for try := 1; ; try++ {
-		if id != "" {
-			if err := s.holds.acquire(ctx, []digest.Digest{id}); err != nil {
-				return "", err
+		if done.id != "" {
+			if err := s.holds.acquire(ctx, []digest.Digest{done.id}); err != nil {
+				return part{}, err
 			}
-			if s.layers.Has(id) {
-				return id, nil
+			if s.layers.Has(done.id) {
+				return done, nil
 			}
-			if err := s.holds.release([]digest.Digest{id}); err != nil { // it was removed before it was held
-				return "", err
+			if err := s.holds.release([]digest.Digest{done.id}); err != nil { // it was removed before it was held
+				return part{}, err
 			}
 		}
-		src.users.Add(1)
-		fetched, ours, err := s.parts.do(ctx, p.key(), true, func(ctx context.Context) (digest.Digest, error) {
-			defer src.release()
-			return s.fetchPart(ctx, src.Session, p)
-		})
-		if !ours {
-			src.release()
-		}
+		brought, ours, err := bring(ctx)
 		if err != nil && (ours || ctx.Err() != nil || try == fetchTries) {
-			return "", err
+			return part{}, err
 		}
-		id = fetched
+		done = brought
 	}
 }
 
@@ -189,21 +217,14 @@ func (s *Service) presentPart(p artifactPart) digest.Digest {
 }
 
 // recordArtifact stores the artifact, which takes over what was held for it.
-func (s *Service) recordArtifact(t target, r *resolved, diffIDs []digest.Digest) error {
-	parts, err := artifactParts(r.manifest.Digest, r.doc, s.cfg.Limits.Layers)
-	if err != nil {
-		return err
-	}
+func (s *Service) recordArtifact(r *resolved, parts []artifactPart, names, repoDigests []string, diffIDs []digest.Digest) error {
 	img := imagedb.Image{
 		ID: r.manifest.Digest, ArtifactType: artifactKind(r.doc), ManifestDigest: r.manifest.Digest, Manifest: r.manifest.Bytes,
-		RepoDigests: []string{t.repo.Name() + "@" + r.top.String()}, DiffIDs: diffIDs,
+		Names: names, RepoDigests: repoDigests, DiffIDs: diffIDs,
 		Size: int64(len(r.manifest.Bytes)) + s.size(unique(diffIDs)), PulledAt: time.Now().UTC(),
 	}
 	for _, p := range parts {
 		img.Parts = append(img.Parts, p.key())
-	}
-	if t.tag != "" {
-		img.Names = []string{t.String()}
 	}
 	held := slices.Clone(diffIDs) // each part once, the image wants each layer once
 	for _, id := range unique(diffIDs) {
@@ -211,7 +232,7 @@ func (s *Service) recordArtifact(t target, r *resolved, diffIDs []digest.Digest)
 	}
 	s.images.Lock()
 	present := s.db.Snapshot().ByID(img.ID) != nil
-	err = s.db.Put(img)
+	err := s.db.Put(img)
 	s.images.Unlock()
 	if err != nil {
 		return err

@@ -23,7 +23,8 @@
 // limits hold, and a layer that a pull fetches at the same time is unpacked once. Export rebuilds layers byte for byte from
 // their frames, so ids stay. Compressed bytes are not kept: a manifest that speaks of compressed layers is replaced in the
 // archive by one that speaks of plain ones, and comes along as a blob; Import finds it there and keeps it.
-// Package trust is not asked about archives: an import is the operator's own act.
+// Package trust is asked about every name that an image gets by an import, as if it were pulled by that; what it looks for is in the
+// archive. Configuration can let imports in (Verification.AnyImport).
 //
 // # Artifacts
 //

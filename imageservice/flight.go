@@ -114,5 +114,16 @@ func (g *flights[T]) leave(f *flight[T]) bool {
 	return true
 }
 
+// stage is the stage in which the work under key is; empty if there is none.
+func (g *flights[T]) stage(key string) string {
+	g.mu.Lock()
+	f := g.running[key]
+	g.mu.Unlock()
+	if f == nil {
+		return ""
+	}
+	return f.op.Stage()
+}
+
 // wait returns when no work is left. No new work may begin.
 func (g *flights[T]) wait() { g.wg.Wait() }

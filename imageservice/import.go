@@ -47,7 +47,8 @@ func (s *Service) Import(ctx context.Context, a *archive.Archive, r ImportReques
 			return nil, fmt.Errorf("import: %w", err)
 		}
 	}
-	images := a.Images()
+	from := &incoming{shelf: shelf{a}, verification: s.verification.Load()}
+	images := from.images()
 	if len(images) == 0 {
 		return nil, fmt.Errorf("import: %w: the archive has no image", ErrInvalidImage)
 	}
@@ -55,7 +56,7 @@ func (s *Service) Import(ctx context.Context, a *archive.Archive, r ImportReques
 		return nil, fmt.Errorf("import: %w: names were given for one image, the archive has %d", ErrInvalidReference, len(images))
 	}
 	for i, img := range images {
-		all, err := s.importImage(ctx, a, img, r, wanted)
+		all, err := s.importImage(ctx, from, img, r, wanted)
 		list = append(list, all...)
 		if err != nil {
 			return list, fmt.Errorf("import: image %d of %d, %s: %w", i+1, len(images), img.Desc.Digest, err)
@@ -65,8 +66,7 @@ func (s *Service) Import(ctx context.Context, a *archive.Archive, r ImportReques
 }
 
 // importImage brings what one entry of the archive's index leads to.
-func (s *Service) importImage(ctx context.Context, a *archive.Archive, img archive.Image, r ImportRequest, wanted platforms.MatchComparer) (list []Imported, err error) {
-	src := shelf{a}
+func (s *Service) importImage(ctx context.Context, src *incoming, img archive.Image, r ImportRequest, wanted platforms.MatchComparer) (list []Imported, err error) {
 	m, err := src.manifest(img.Desc)
 	if err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func (s *Service) importImage(ctx context.Context, a *archive.Archive, img archi
 }
 
 // fromArchive resolves m to the manifest of the wanted platform and reads its config.
-func (s *Service) fromArchive(ctx context.Context, src shelf, m remote.Manifest, wanted platforms.MatchComparer) (resolved, error) {
+func (s *Service) fromArchive(ctx context.Context, src *incoming, m remote.Manifest, wanted platforms.MatchComparer) (resolved, error) {
 	r, err := s.descend(ctx, src, m, wanted)
 	if err == nil && r.artifact {
 		err = invalidf("manifest %s: it is an artifact of type %q, not an image", r.manifest.Digest, artifactKind(r.doc))
@@ -113,7 +113,7 @@ func (s *Service) fromArchive(ctx context.Context, src shelf, m remote.Manifest,
 }
 
 // allOf resolves every manifest of a container image below m.
-func (s *Service) allOf(ctx context.Context, src shelf, m remote.Manifest, depth int) (list []resolved, err error) {
+func (s *Service) allOf(ctx context.Context, src *incoming, m remote.Manifest, depth int) (list []resolved, err error) {
 	doc, index, err := parseDocument(m)
 	if err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func (s *Service) allOf(ctx context.Context, src shelf, m remote.Manifest, depth
 }
 
 // importOne brings the layers of an image and records it.
-func (s *Service) importOne(ctx context.Context, src shelf, img archive.Image, r *resolved, request ImportRequest, named bool) (one Imported, err error) {
+func (s *Service) importOne(ctx context.Context, src *incoming, img archive.Image, r *resolved, request ImportRequest, named bool) (one Imported, err error) {
 	one = Imported{ID: string(r.doc.Config.Digest), Names: []string{}, RepoDigests: []string{}, Platform: platforms.Format(r.image.Platform)}
 	if err := s.original(ctx, src, img, r); err != nil {
 		return one, err
@@ -153,6 +153,9 @@ func (s *Service) importOne(ctx context.Context, src shelf, img archive.Image, r
 		if one.Names, one.RepoDigests, err = importNames(img, src.archive.NamesOf(r.doc.Config.Digest), r, request.Names); err != nil {
 			return one, err
 		}
+	}
+	if err := src.verify(ctx, img, r, one.Names, one.RepoDigests); err != nil {
+		return one, err
 	}
 	one.Present = s.hasAll(r.doc.Config.Digest, slices.Concat(one.Names, one.RepoDigests))
 	if one.Present {
@@ -195,7 +198,7 @@ func (s *Service) hasAll(id digest.Digest, names []string) bool {
 }
 
 // take returns when the layer is present. The caller holds it.
-func (s *Service) take(ctx context.Context, src shelf, desc ocispec.Descriptor, diffID digest.Digest, p *Progress) error {
+func (s *Service) take(ctx context.Context, src *incoming, desc ocispec.Descriptor, diffID digest.Digest, p *Progress) error {
 	for try := 1; ; try++ {
 		if s.layers.Has(diffID) {
 			p.add(desc.Size) // a part that was counted already is counted twice; it is only shown
@@ -216,7 +219,7 @@ func (s *Service) take(ctx context.Context, src shelf, desc ocispec.Descriptor, 
 }
 
 // unpackFrom brings one layer from the archive into the store.
-func (s *Service) unpackFrom(ctx context.Context, src shelf, t *transfer, p *Progress) error {
+func (s *Service) unpackFrom(ctx context.Context, src *incoming, t *transfer, p *Progress) error {
 	desc := t.desc
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

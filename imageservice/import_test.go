@@ -183,8 +183,8 @@ func TestImportForms(t *testing.T) {
 				if err != nil || len(list) != 1 || list[0].ID != img.ID.String() || list[0].Present != present || !slices.Equal(list[0].Names, names) {
 					t.Fatalf("%+v, %v", list, err)
 				}
-				if done, total, _ := p.Now(); done != total || (total == 0) != present {
-					t.Errorf("%d of %d bytes are said to be done", done, total)
+				if now := p.Now(); now.Done != now.Total || (now.Total == 0) != present {
+					t.Errorf("%d of %d bytes are said to be done", now.Done, now.Total)
 				}
 			}
 			got, ok := n.Status("app:1")
@@ -332,8 +332,8 @@ func TestExportRoundTrip(t *testing.T) {
 		if err := n.Export(t.Context(), []string{img.ID.String()}, &b, p); err != nil {
 			t.Fatal(err)
 		}
-		if done, total, _ := p.Now(); done != total || total == 0 {
-			t.Errorf("%d of %d bytes are said to be done", done, total)
+		if now := p.Now(); now.Done != now.Total || now.Total == 0 {
+			t.Errorf("%d of %d bytes are said to be done", now.Done, now.Total)
 		}
 		from = b.Bytes()
 		archives = append(archives, from)

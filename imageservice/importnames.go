@@ -1,11 +1,13 @@
 package imageservice
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/criserver/criserver/imageservice/archive"
 )
@@ -49,7 +51,7 @@ func hasTag(ref string) bool {
 
 // original puts the manifest that the image was pulled by into the place of the one that Export made. Both have the same
 // config, which vouches for the same layers.
-func (s *Service) original(ctx context.Context, src shelf, img archive.Image, r *resolved) error {
+func (s *Service) original(ctx context.Context, src *incoming, img archive.Image, r *resolved) error {
 	d := digest.Digest(img.Desc.Annotations[annotationManifest])
 	if d == "" || !src.archive.Has(d) {
 		return nil
@@ -69,5 +71,6 @@ func (s *Service) original(ctx context.Context, src shelf, img archive.Image, r 
 		return err
 	}
 	r.top, r.manifest = d, m
+	r.chain = []ocispec.Descriptor{{MediaType: cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest), Digest: d, Size: int64(len(m.Bytes))}}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/criserver/criserver/imageservice/remote"
+	"github.com/criserver/criserver/imageservice/progress"
 )
 
 // archiveCompression says how a media type packs an archive, by its end, whoever it is of; false if it is no archive's.
@@ -46,18 +46,25 @@ func (p artifactPart) packed() ocispec.Descriptor {
 	return desc
 }
 
-// fetchPart waits for a slot and brings one part of an artifact into the store. It is committed under its diff ID, which
+// part is what became of a part of an artifact that was brought into the store.
+type part struct {
+	id    digest.Digest // its diff ID
+	entry *progress.Layer
+}
+
+// bringPart waits for a slot and has bring put one part of an artifact into the store. It is committed under its diff ID, which
 // nobody holds yet.
-func (s *Service) fetchPart(ctx context.Context, src *remote.Session, p artifactPart) (id digest.Digest, err error) {
-	what := wanted{desc: p.packed(), file: p.file, entry: s.book.Layer(p.desc.Digest, p.desc.Size)}
+func (s *Service) bringPart(ctx context.Context, p artifactPart, bring func(context.Context, wanted) (digest.Digest, error)) (done part, err error) {
+	what := wanted{desc: p.packed(), file: p.file, entry: s.book.Layer(p.key(), p.desc.Size)}
 	defer func() { what.entry.End(err) }()
 	leave, err := s.bounds.enter(ctx, what.desc)
 	if err != nil {
-		return "", err
+		return part{}, err
 	}
 	defer leave()
 	what.entry.Begin()
-	return s.fetch(ctx, src, what)
+	id, err := bring(ctx, what)
+	return part{id: id, entry: what.entry}, err
 }
 
 // archiveOf is an archive of one file, which is the same for the same file always. content has size bytes.

@@ -26,12 +26,16 @@ const (
 	resolveBound = 5 * time.Minute
 	// fetchTries is how often a pull takes part in fetching one layer: when another pull's registry failed, its own may not.
 	fetchTries = 3
+	// stageLayers is the stage in which a pull brings layers.
+	stageLayers = "layers"
 )
 
 // PullRequest asks for an image.
 type PullRequest struct {
 	Ref  string
 	Auth remote.Auth // the zero value is anonymous
+
+	Progress *Progress
 }
 
 // source is a session that lives as long as anybody fetches through it.
@@ -60,7 +64,14 @@ func (s *Service) Pull(ctx context.Context, r PullRequest) (id string, err error
 	if err != nil {
 		return "", err
 	}
-	id, _, err = s.pulls.do(ctx, key, false, func(ctx context.Context) (string, error) { return s.pull(ctx, t, r.Auth, verification) })
+	r.Progress.follow(s, key)
+	id, _, err = s.pulls.do(ctx, key, false, func(ctx context.Context) (string, error) {
+		a := &account{s: s, image: t.String(), began: time.Now(), ended: map[string]bool{}}
+		r.Progress.see(a)
+		s.accounts.Store(key, a)
+		defer s.accounts.Delete(key)
+		return s.pull(ctx, t, r.Auth, verification, a)
+	})
 	if err = classify(t.String(), err); errors.Is(err, ErrRegistryUnavailable) {
 		return s.fromPreload(ctx, preload, t, err)
 	}
@@ -79,8 +90,8 @@ func pullKey(t target, auth remote.Auth, v *Verification) (string, error) {
 	return fmt.Sprintf("%s\x00%x%p", t, sum, v), nil
 }
 
-func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verification) (id string, err error) {
-	began, end := time.Now(), s.book.Pull()
+func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verification, a *account) (id string, err error) {
+	end := s.book.Pull()
 	defer func() { end(err) }()
 	session, err := s.registries.Open(t.repo, auth)
 	if err != nil {
@@ -96,14 +107,24 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verif
 		return err
 	})
 	if err == nil {
-		err = v.verify(ctx, session, t, &r)
+		err = v.verifyPull(ctx, session, t, &r)
 	}
-	if err == nil && r.artifact {
-		return s.pullArtifact(ctx, t, src, &r)
+	switch {
+	case err != nil:
+	case r.artifact:
+		id, err = s.pullArtifact(ctx, t, src, &r, a)
+	default:
+		id, err = s.pullImage(ctx, t, src, &r, a)
 	}
-	if err == nil {
-		err = stage.Run(ctx, "config", resolveBound, func(ctx context.Context) error { return s.fetchConfig(ctx, session, &r, s.platform) })
+	if err == nil && len(a.layers) > 0 {
+		a.log("pulled", a.layers)
 	}
+	return id, err
+}
+
+// pullImage brings config and layers of an image and records it.
+func (s *Service) pullImage(ctx context.Context, t target, src *source, r *resolved, a *account) (id string, err error) {
+	err = stage.Run(ctx, "config", resolveBound, func(ctx context.Context) error { return s.fetchConfig(ctx, src, r, s.platform) })
 	if err != nil {
 		return "", err
 	}
@@ -111,28 +132,29 @@ func (s *Service) pull(ctx context.Context, t target, auth remote.Auth, v *Verif
 	if err := s.holds.acquire(ctx, diffIDs); err != nil {
 		return "", err
 	}
-	a := &account{s: s, image: t.String(), began: began, wanted: diffIDs}
+	for _, id := range diffIDs {
+		a.want(string(id), r.doc.Layers[slices.Index(r.image.RootFS.DiffIDs, id)].Size, s.layers.Has(id))
+	}
 	unfollow := a.follow(ctx, reportEvery)
 	defer s.layers.HoldSync()() // else the record would wait for the disk behind all layers
-	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
-		return s.eachLayer(ctx, &r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
+	err = stage.Run(ctx, stageLayers, 0, func(ctx context.Context) error {
+		return s.eachLayer(ctx, r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
 			entry, err := s.layer(ctx, src, desc, diffID)
-			a.add(entry)
+			if err == nil {
+				a.add(string(diffID), entry)
+			}
 			return err
 		})
 	})
 	unfollow()
 	if err == nil {
-		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.record(t, &r, diffIDs) })
+		err = stage.Run(ctx, "record", 0, func(context.Context) error { return s.record(t, r, diffIDs) })
 	}
 	if err != nil {
 		if releaseErr := s.holds.release(diffIDs); releaseErr != nil {
 			s.log.Warn("layers of a failed pull stay", "image", t.String(), "error", releaseErr)
 		}
 		return "", err
-	}
-	if len(a.layers) > 0 {
-		a.log("pulled", a.layers)
 	}
 	return string(r.doc.Config.Digest), nil
 }
@@ -196,7 +218,7 @@ func (s *Service) layer(ctx context.Context, src *source, desc ocispec.Descripto
 
 // once waits for the layer's turn and brings it, unless it was committed since somebody looked.
 func (s *Service) once(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest, bring func(context.Context, *progress.Layer) error) (entry *progress.Layer, err error) {
-	entry = s.book.Layer(diffID, desc.Size)
+	entry = s.book.Layer(string(diffID), desc.Size)
 	defer func() { entry.End(err) }()
 	leave, err := s.bounds.enter(ctx, desc)
 	if err != nil {

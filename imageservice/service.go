@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/criserver/criserver/imageservice/progress"
 	"github.com/criserver/criserver/imageservice/remote"
@@ -69,14 +68,15 @@ type Service struct {
 	db       *imagedb.DB
 	holds    *holds
 
-	images  sync.Mutex // makes a change of db one with that of holds; held during the database's sync
-	pulls   *flights[string]
-	fetches *flights[*progress.Layer] // nil: the layer was there
-	parts   *flights[digest.Digest]   // of artifacts; the result is the diff ID
-	bounds  *bounds
-	moving  atomic.Int32 // layers that are being transferred
-	book    *progress.Book
-	close   context.CancelFunc // ends all work
+	images   sync.Mutex // makes a change of db one with that of holds; held during the database's sync
+	pulls    *flights[string]
+	fetches  *flights[*progress.Layer] // nil: the layer was there
+	parts    *flights[part]            // of artifacts
+	bounds   *bounds
+	moving   atomic.Int32 // layers that are being transferred
+	book     *progress.Book
+	accounts sync.Map           // *account of each pull that runs, by its key in pulls
+	close    context.CancelFunc // ends all work
 
 	registries *remote.Registries
 	pinned     atomic.Pointer[[]string]
@@ -122,7 +122,7 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{
 		cfg: cfg, log: cfg.Log, platform: platform, layers: cfg.Layers, db: db, holds: newHolds(cfg.Layers),
 		pulls: newFlights[string](base, cfg.Recorder, "pull"), fetches: newFlights[*progress.Layer](base, cfg.Recorder, "fetch layer"),
-		parts:  newFlights[digest.Digest](base, cfg.Recorder, "fetch part of artifact"),
+		parts:  newFlights[part](base, cfg.Recorder, "fetch part of artifact"),
 		bounds: newBounds(cfg.Bounds), book: progress.NewBook(), close: cancel,
 	}
 	s.cfg.Registry.Lanes = remote.NewLanes(s.bounds.connections, s.bounds.memory, cfg.Bounds.PerLayer)

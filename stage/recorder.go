@@ -144,18 +144,32 @@ func (o *Op) Record() Record {
 	return r
 }
 
+// stage is the last of the stages that run.
+func (r Record) stage() (Stage, bool) {
+	for _, s := range slices.Backward(r.Stages) {
+		if r.Running && s.Running {
+			return s, true
+		}
+	}
+	return Stage{}, false
+}
+
 // Where says in words what the operation does and since when: "in stage network for 4.2 s", "ended after 5.0 s".
 func (o *Op) Where() string {
 	r := o.Record()
 	if !r.Running {
 		return "ended after " + Duration(r.Took)
 	}
-	for _, s := range slices.Backward(r.Stages) {
-		if s.Running {
-			return fmt.Sprintf("in stage %s for %s", s.Name, Duration(s.Took))
-		}
+	if s, ok := r.stage(); ok {
+		return fmt.Sprintf("in stage %s for %s", s.Name, Duration(s.Took))
 	}
 	return fmt.Sprintf("between stages for %s", Duration(r.Took))
+}
+
+// Stage is the stage that runs; empty between stages and after the end.
+func (o *Op) Stage() string {
+	s, _ := o.Record().stage()
+	return s.Name
 }
 
 // join shows the stages of other as those of o.

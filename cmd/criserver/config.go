@@ -77,7 +77,7 @@ type Images struct {
 	Store   string   `toml:"store" comment:"auto, erofs or overlay. auto: erofs where the kernel mounts image files directly (6.12), else overlay."`
 	Pinned  []string `toml:"pinned" comment:"Images that the kubelet is told never to remove, by tag or digest; a * at the end stands for any rest."`
 	Preload string   `toml:"preload" comment:"Directory of archives and OCI layouts that are imported in the background at each start, by name. Empty: none."`
-	Verify  Verify   `toml:"verify" comment:"Which images may be pulled. Both ways are off as long as nothing is named."`
+	Verify  Verify   `toml:"verify" comment:"Which images may be pulled and imported. Both ways are off as long as nothing is named."`
 
 	ParallelLayers      int `toml:"parallel_layers" comment:"Layers that are fetched and unpacked at a time, of all pulls together. 0: two a processor, from 4 to 8."`
 	Connections         int `toml:"connections" comment:"Connections over which layers come at a time, of all pulls together."`

@@ -2,7 +2,6 @@ package main
 
 import (
 	"archive/tar"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -124,23 +122,31 @@ func TestImagesVerifyFindsDamage(t *testing.T) {
 	if text, code := criserver(append(args, "import", in)...); code != 0 {
 		t.Fatal(text)
 	}
-	found := 0
-	for _, pattern := range []string{"root/layers/layers/*/data", "root/layers/layers/*/fs/text"} {
-		paths, _ := filepath.Glob(filepath.Join(dir, pattern))
-		for _, path := range paths {
-			found++
-			data, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			data[0] ^= 1
-			if err := os.WriteFile(path, data, 0o600); err != nil {
-				t.Fatal(err)
+	damage := func(patterns ...string) (found int) {
+		for _, pattern := range patterns {
+			paths, _ := filepath.Glob(filepath.Join(dir, pattern))
+			for _, path := range paths {
+				found++
+				data, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				data[0] ^= 1
+				if err := os.WriteFile(path, data, 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
+		return found
 	}
+	found := damage("root/layers/layers/*/frame")
 	text, code := criserver(append(args, "verify")...)
-	if found != 1 || code != exitDamaged || !strings.Contains(text, "DAMAGED") || !strings.Contains(text, "example.com/app:1") {
+	if found != 1 || code != exitDamaged || !strings.Contains(text, "example.com/app:1: good, but a frame is DAMAGED: it cannot be exported") || !strings.Contains(text, "containers can use it") {
+		t.Errorf("%d frames were damaged; exit code %d: %s", found, code, text)
+	}
+	found = damage("root/layers/layers/*/data", "root/layers/layers/*/fs/text")
+	text, code = criserver(append(args, "verify")...)
+	if found != 1 || code != exitDamaged || !strings.Contains(text, "example.com/app:1: DAMAGED") {
 		t.Errorf("%d files were damaged; exit code %d: %s", found, code, text)
 	}
 	if text, code := criserver(append(args, "--json", "verify")...); code != exitDamaged || !strings.Contains(text, `"damaged": true`) {
@@ -179,29 +185,6 @@ func TestExportToWhatIsNoFile(t *testing.T) {
 	}
 	if _, err := newDestination(t.TempDir(), "none", io.Discard); !errors.Is(err, unix.EISDIR) {
 		t.Errorf("a directory: %v", err)
-	}
-}
-
-func TestBar(t *testing.T) {
-	var b bytes.Buffer
-	lines := &bar{w: &b, what: "import", began: time.Now(), last: time.Now().Add(-time.Hour)}
-	lines.show(control.Progress{Done: 3 << 20, Total: 4 << 20})
-	lines.show(control.Progress{Done: 4 << 20, Total: 4 << 20}) // too soon for another line
-	lines.end(true)
-	if got := b.String(); got != "import:  75% 3.0 MiB of 4.0 MiB\n" {
-		t.Errorf("lines: %q", got)
-	}
-	b.Reset()
-	terminal := &bar{w: &b, what: "import", terminal: true, began: time.Now()}
-	terminal.show(control.Progress{Done: 1, Total: 2})
-	terminal.end(true)
-	if got := b.String(); got != "\r\x1b[Kimport:  50% 1 B of 2 B [===============               ]\r\x1b[K" {
-		t.Errorf("terminal: %q", got)
-	}
-	for bytes, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KiB", 5 << 30: "5.0 GiB", 3 << 50: "3072.0 TiB"} {
-		if got := human(bytes); got != want {
-			t.Errorf("%d is %q instead of %q", bytes, got, want)
-		}
 	}
 }
 

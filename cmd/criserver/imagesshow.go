@@ -160,7 +160,8 @@ what the disk has more when it ends.`,
 func (c *imagesCommand) newVerify() *cobra.Command {
 	return &cobra.Command{
 		Use: "verify [IMAGE...]", Short: "Read layers and compare them with what was unpacked",
-		Long: "Verify reads all layers of the images, or of all that there are, from the disk. It ends with exit code 4 if one is damaged.",
+		Long: `Verify reads all layers of the images, or of all that there are, from the disk. It ends with exit code 4 if one is damaged, also if
+that is only a frame, which containers do not need: an image with it cannot be exported.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			list, err := ask[[]control.Verified](cmd, c, "verify", control.Refs{Refs: args}, nil)
 			if err == nil {
@@ -174,27 +175,37 @@ func (c *imagesCommand) newVerify() *cobra.Command {
 	}
 }
 
+// damaged is also an image of which only a frame is.
 func damaged(img control.Verified) bool {
-	return slices.ContainsFunc(img.Layers, func(l control.Layer) bool { return l.Damaged })
+	return slices.ContainsFunc(img.Layers, func(l control.Layer) bool { return l.Damaged || l.Frame })
 }
 
 func showVerified(w io.Writer, list []control.Verified) error {
 	for _, img := range list {
-		verdict := "good"
 		for _, l := range img.Layers {
 			if l.Error != "" {
-				verdict = "could not tell"
 				fmt.Fprintf(os.Stderr, "%s: %s\n", short(img.ID), l.Error)
 			}
 		}
-		if damaged(img) {
-			verdict = "DAMAGED"
-		}
-		if _, err := fmt.Fprintf(w, "%s %s: %s\n", short(img.ID), strings.Join(names(img.RepoTags, nil), " "), verdict); err != nil {
+		if _, err := fmt.Fprintf(w, "%s %s: %s\n", short(img.ID), strings.Join(names(img.RepoTags, nil), " "), health(img)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// health says how an image is.
+func health(img control.Verified) string {
+	some := func(is func(control.Layer) bool) bool { return slices.ContainsFunc(img.Layers, is) }
+	switch {
+	case some(func(l control.Layer) bool { return l.Damaged }):
+		return "DAMAGED"
+	case some(func(l control.Layer) bool { return l.Frame }):
+		return "good, but a frame is DAMAGED: it cannot be exported"
+	case some(func(l control.Layer) bool { return l.Error != "" }):
+		return "could not tell"
+	}
+	return "good"
 }
 
 func (c *imagesCommand) newUsage() *cobra.Command {

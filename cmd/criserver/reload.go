@@ -19,7 +19,7 @@ import (
 
 // reloadable are the keys whose change needs no restart; a table stands for all that is in it.
 var reloadable = []string{"blockio", "certs_dirs", "log.level", "log.slow", "container.absent_mount_sources_to_reject", "container.log_line_max", "cdi.spec_dirs", "images.pinned",
-	"images.verify.policy", "images.verify.bin_dir", "images.verify.max_verifiers", "images.verify.per_verifier_timeout", "handlers",
+	"images.verify.policy", "images.verify.imports", "images.verify.bin_dir", "images.verify.max_verifiers", "images.verify.per_verifier_timeout", "handlers",
 	"registries.credentials_file", "registries.credential_helper_timeout", "registries.min_throughput", "registries.throughput_window", "registries.attempts",
 	"registries.max_wait", "registries.requests_per_second", "registries.requests_at_once", "registries.fallback", "registry_hosts"}
 

@@ -10,15 +10,24 @@ import (
 	"github.com/criserver/criserver/imageservice/trust"
 )
 
-// Verify says which images may be pulled.
+// What imports are held to.
+const (
+	importsVerify = "verify"
+	importsAllow  = "allow"
+)
+
+// Verify says which images may be pulled and imported.
 type Verify struct {
 	Policy    string   `toml:"policy" comment:"Policy file in the form of containers-policy.json(5), with public keys. Empty: none."`
+	Imports   string   `toml:"imports" comment:"verify or allow. verify: imports and preloaded archives must stand what pulls must; allow: they are not asked about."`
 	BinDir    string   `toml:"bin_dir" comment:"Directory of verifiers in the form of containerd's, each of which must accept. Empty: none."`
 	Verifiers int      `toml:"max_verifiers" comment:"Verifiers that bin_dir may have; with more, no image may be pulled. -1: any number."`
 	Timeout   Duration `toml:"per_verifier_timeout" comment:"How long a verifier may take to answer."`
 }
 
-func defaultVerify() Verify { return Verify{Verifiers: 10, Timeout: Duration(10 * time.Second)} }
+func defaultVerify() Verify {
+	return Verify{Imports: importsVerify, Verifiers: 10, Timeout: Duration(10 * time.Second)}
+}
 
 // check reads the policy too: one that is not right must not be found out after others count no more.
 func (v Verify) check(absolute func(key string, paths ...string), add func(key, format string, args ...any)) {
@@ -34,6 +43,9 @@ func (v Verify) check(absolute func(key string, paths ...string), add func(key, 
 			add("images.verify.bin_dir", "%v", err)
 		}
 	}
+	if v.Imports != importsVerify && v.Imports != importsAllow {
+		add("images.verify.imports", "%q is not one of %s, %s", v.Imports, importsVerify, importsAllow)
+	}
 	if v.Verifiers < -1 {
 		add("images.verify.max_verifiers", "%d is neither a number of verifiers nor -1", v.Verifiers)
 	}
@@ -44,7 +56,7 @@ func (v Verify) check(absolute func(key string, paths ...string), add func(key, 
 
 // verification reads what v names.
 func (v Verify) verification(log *slog.Logger) (imageservice.Verification, error) {
-	var made imageservice.Verification
+	made := imageservice.Verification{AnyImport: v.Imports == importsAllow}
 	if v.Policy != "" {
 		policy, err := trust.Load(v.Policy)
 		if err != nil {

@@ -21,6 +21,7 @@ const AnnotationName = "io.containerd.image.name"
 // Archive is an open archive. Everything but Close is safe to be called from several goroutines.
 type Archive struct {
 	files  files
+	dir    bool
 	images []Image
 	blobs  map[digest.Digest]blob     // of Docker's archive, and manifests that were made for it
 	names  map[digest.Digest][]string // of images by their configs, as manifest.json has them
@@ -47,6 +48,7 @@ func Open(ctx context.Context, f *os.File, spool func(io.Reader) (*os.File, erro
 	if a.files, err = openFiles(ctx, f, spool); err != nil {
 		return nil, err
 	}
+	_, a.dir = a.files.(tree)
 	if err := a.load(ctx); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
@@ -94,6 +96,9 @@ func (a *Archive) load(ctx context.Context) error {
 	}
 	return nil
 }
+
+// IsDir says whether the archive is a directory.
+func (a *Archive) IsDir() bool { return a.dir }
 
 // Images returns what the archive names, in its order.
 func (a *Archive) Images() []Image { return a.images }

@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -23,12 +22,12 @@ type Book struct {
 	all      []prometheus.Collector
 
 	mu      sync.Mutex
-	running map[digest.Digest]*Layer
+	running map[string]*Layer
 }
 
 // NewBook returns an empty account.
 func NewBook() *Book {
-	b := &Book{running: map[digest.Digest]*Layer{}}
+	b := &Book{running: map[string]*Layer{}}
 	gauge := func(name, help string) prometheus.Gauge {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "criserver_image_" + name, Help: help})
 		b.all = append(b.all, g)
@@ -101,39 +100,39 @@ func (b *Book) Pull() (end func(error)) {
 	}
 }
 
-// Running is the entry of a layer that is waiting or under way, or nil.
-func (b *Book) Running(id digest.Digest) *Layer {
+// Running is the entry of the work with this key that is waiting or under way, or nil.
+func (b *Book) Running(key string) *Layer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.running[id]
+	return b.running[key]
 }
 
 // Layer is the entry of one layer.
 type Layer struct {
-	ID   digest.Digest
-	Size int64 // packed
+	Key  string // of the work, of which no two run at a time
+	Size int64  // packed
 
 	book     *Book
 	began    time.Time
-	fetching bool
+	fetching atomic.Bool
 	received atomic.Int64
 	unpacked atomic.Int64
 	spent    [stages]atomic.Int64
 }
 
 // Layer begins an entry: the layer waits for its turn.
-func (b *Book) Layer(id digest.Digest, size int64) *Layer {
-	l := &Layer{ID: id, Size: size, book: b, began: time.Now()}
+func (b *Book) Layer(key string, size int64) *Layer {
+	l := &Layer{Key: key, Size: size, book: b, began: time.Now()}
 	b.waiting.Inc()
 	b.mu.Lock()
-	b.running[id] = l
+	b.running[key] = l
 	b.mu.Unlock()
 	return l
 }
 
 // Begin notes that the layer's turn has come.
 func (l *Layer) Begin() {
-	l.fetching = true
+	l.fetching.Store(true)
 	l.book.waiting.Dec()
 	l.book.fetching.Inc()
 	l.Spend(Queue, time.Since(l.began))
@@ -141,16 +140,17 @@ func (l *Layer) Begin() {
 
 // End closes the entry.
 func (l *Layer) End(err error) {
-	if l.fetching {
+	fetched := l.fetching.Load()
+	if fetched {
 		l.book.fetching.Dec()
 	} else {
 		l.book.waiting.Dec()
 	}
-	if l.fetching || err != nil { // else it was there when its turn came
+	if fetched || err != nil { // else it was there when its turn came
 		l.book.layers.WithLabelValues(resultOf(err)).Inc()
 	}
 	l.book.mu.Lock()
-	delete(l.book.running, l.ID)
+	delete(l.book.running, l.Key)
 	l.book.mu.Unlock()
 }
 
@@ -179,6 +179,17 @@ func (l *Layer) Received() int64 { return l.received.Load() }
 
 // Unpacked is how many bytes were decompressed.
 func (l *Layer) Unpacked() int64 { return l.unpacked.Load() }
+
+// Blocked is the stage that holds the layer up if none has ended for some time: times are known when a stage has done a piece.
+func (l *Layer) Blocked() Stage {
+	switch {
+	case !l.fetching.Load():
+		return Queue
+	case l.Received() < l.Size:
+		return Network
+	}
+	return Write
+}
 
 // Times are what the stages have taken so far.
 func (l *Layer) Times() (t Times) {

@@ -33,6 +33,14 @@ func (t *Times) Add(other Times) {
 	}
 }
 
+// Since is what was added after former, of layers that may have ended meanwhile: no stage has less than nothing.
+func (t Times) Since(former Times) (added Times) {
+	for s := range t {
+		added[s] = max(t[s]-former[s], 0)
+	}
+	return added
+}
+
 // Slowest is the stage that took the longest.
 func (t Times) Slowest() Stage {
 	slowest := Queue

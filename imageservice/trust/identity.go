@@ -9,8 +9,24 @@ import (
 	"github.com/distribution/reference"
 )
 
-// identity says whether a signature that is for signed is one for the image asked for.
+// identity says whether a signature that is for signed is one for the image asked for. nil wants only that it is for the digest.
 type identity func(asked, signed reference.Named) error
+
+// matchDigest is not in containers/image: there every signature has a name.
+const matchDigest = "matchDigest"
+
+// holds says whether a signature is for the image; either may have no name.
+func (match identity) holds(asked, signed reference.Named) error {
+	switch {
+	case match == nil:
+		return nil
+	case signed == nil:
+		return fmt.Errorf("it says nothing of a name, as cosign 3 signs; signedIdentity %s accepts that", matchDigest)
+	case asked == nil:
+		return errors.New("the image has no name that it could be for")
+	}
+	return match(asked, signed)
+}
 
 // parseIdentity reads signedIdentity; data is nil if there is none.
 func parseIdentity(data json.RawMessage) (identity, error) {
@@ -34,6 +50,8 @@ func parseIdentity(data json.RawMessage) (identity, error) {
 		match = exact
 	case "matchRepository":
 		match = sameRepository
+	case matchDigest:
+		match = nil
 	case "exactReference":
 		known = []string{"dockerReference"}
 		match, err = exactReference(fields["dockerReference"])
@@ -44,7 +62,7 @@ func parseIdentity(data json.RawMessage) (identity, error) {
 		known = []string{"prefix", "signedPrefix"}
 		match, err = remapped(fields["prefix"], fields["signedPrefix"])
 	default:
-		return nil, fmt.Errorf("type %q is unknown; known are matchExact, matchRepoDigestOrExact, matchRepository, exactReference, exactRepository and remapIdentity", clip(kind))
+		return nil, fmt.Errorf("type %q is unknown; known are matchExact, matchRepoDigestOrExact, matchRepository, exactReference, exactRepository, remapIdentity and matchDigest", clip(kind))
 	}
 	if err == nil {
 		err = onlyKeys(fields, append(known, "type")...)

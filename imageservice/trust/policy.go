@@ -16,7 +16,7 @@ import (
 // maxPolicy bounds a policy file and a key file, in bytes.
 const maxPolicy = 1 << 20
 
-// transports are those that a policy file may have rules for. Only docker's concern a pull.
+// transports are those that a policy file may have rules for. Only docker's concern a pull, and those of archives an import.
 var transports = []string{"docker", "atomic", "containers-storage", "dir", "docker-archive", "docker-daemon", "oci", "oci-archive", "ostree", "sif", "tarball"}
 
 // Policy is a policy file that was read.
@@ -24,6 +24,7 @@ type Policy struct {
 	path     string
 	fallback rule
 	scopes   map[string]rule // of transport docker; "" is all of it
+	archives map[string]rule // of the transports of archives
 }
 
 // rule is a list of requirements, all of which an image must meet.
@@ -79,7 +80,7 @@ func parse(data []byte) (*Policy, error) {
 	if fields["default"] == nil {
 		return nil, fmt.Errorf(`key "default" is missing`)
 	}
-	p := &Policy{scopes: map[string]rule{}}
+	p := &Policy{scopes: map[string]rule{}, archives: map[string]rule{}}
 	if p.fallback, err = parseRule("default", fields["default"]); err != nil {
 		return nil, err
 	}
@@ -98,8 +99,13 @@ func parse(data []byte) (*Policy, error) {
 		if err != nil {
 			return nil, err
 		}
-		if transport == "docker" {
+		switch transport {
+		case Registry:
 			p.scopes = rules
+		case DockerArchive, OCIArchive, OCILayout:
+			if r, ok := rules[""]; ok {
+				p.archives[transport] = r
+			}
 		}
 	}
 	return p, nil
@@ -113,10 +119,8 @@ func parseScopes(transport string, data json.RawMessage) (map[string]rule, error
 	rules := map[string]rule{}
 	for _, scope := range slices.Sorted(maps.Keys(byScope)) {
 		name := fmt.Sprintf("transports.%s[%q]", transport, clip(scope))
-		if transport == "docker" {
-			if err := checkScope(scope); err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
-			}
+		if err := checkScope(transport, scope); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		if rules[scope], err = parseRule(name, byScope[scope]); err != nil {
 			return nil, err
@@ -126,9 +130,13 @@ func parseScopes(transport string, data json.RawMessage) (map[string]rule, error
 }
 
 // checkScope refuses scopes that no image could be in, which would leave images to a rule that was not meant for them.
-func checkScope(scope string) error {
+func checkScope(transport, scope string) error {
 	switch {
 	case scope == "":
+		return nil
+	case slices.Contains([]string{DockerArchive, OCIArchive, OCILayout}, transport):
+		return fmt.Errorf("where an archive lies is not known, it may come through a pipe: the only scope is \"\"")
+	case transport != Registry:
 		return nil
 	case strings.Contains(scope, "://"), strings.HasPrefix(scope, "/"), strings.HasSuffix(scope, "/"):
 		return fmt.Errorf("not a host, repository or image, without a scheme and a / at either end")
@@ -195,10 +203,16 @@ func parseRequirement(data json.RawMessage) (requirement, error) {
 	return q, nil
 }
 
-// ruleFor returns the rule for a name: the image itself, its repository, what that lies in, the host, what the host lies
-// in, all of the transport; else the default.
-func (p *Policy) ruleFor(name reference.Named) rule {
-	for _, scope := range append([]string{name.String()}, surrounding(name)...) {
+// ruleFor returns the rule for an image: that of its archive's transport, if there is one; else by its name: the image itself, its
+// repository, what that lies in, the host, what the host lies in, all of the transport; else the default.
+func (p *Policy) ruleFor(img Image) rule {
+	if r, ok := p.archives[img.Transport]; ok {
+		return r
+	}
+	if img.Name == nil {
+		return p.fallback
+	}
+	for _, scope := range append([]string{img.Name.String()}, surrounding(img.Name)...) {
 		if r, ok := p.scopes[scope]; ok {
 			return r
 		}
@@ -229,7 +243,7 @@ func surrounding(name reference.Named) []string {
 
 // Check says whether the policy lets the image in; the error is ErrRefused if it does not.
 func (p *Policy) Check(ctx context.Context, img Image, src Source) error {
-	r := p.ruleFor(img.Name)
+	r := p.ruleFor(img)
 	e := &evidence{img: img, src: src}
 	for i, q := range r.requirements {
 		if err := q.meet(ctx, e); err != nil {

@@ -53,8 +53,7 @@ func parseSigned(fields map[string]json.RawMessage) (*signed, error) {
 
 // meet wants one signature that counts, for any digest of the image's chain.
 func (s *signed) meet(ctx context.Context, e *evidence) error {
-	var causes []string
-	var unknown error // why something could not be looked at
+	var r reasons
 	for _, d := range e.img.digests() {
 		all, err := e.of(ctx, d)
 		if err != nil {
@@ -68,21 +67,48 @@ func (s *signed) meet(ctx context.Context, e *evidence) error {
 			if err == nil {
 				return nil
 			}
-			if !errors.Is(err, errDoesNotCount) && !errors.Is(err, ErrAbsent) {
-				unknown = errors.Join(unknown, err)
-			}
-			causes = append(causes, fmt.Sprintf("signature %d of %s: %v", i+1, d, err))
+			r.add(err, "signature %d of %s", i+1, d)
 		}
 	}
-	switch {
-	case unknown != nil:
-		return unknown
-	case len(causes) == 0:
-		return fmt.Errorf("%w: it has no signature", ErrRefused)
-	case len(causes) > maxCauses:
-		causes = append(causes[:maxCauses], fmt.Sprintf("and %d more", len(causes)-maxCauses))
+	for _, d := range e.img.digests() {
+		all, err := e.bundlesOf(ctx, d)
+		if err != nil {
+			return err
+		}
+		for _, b := range all {
+			err := s.acceptBundle(ctx, e, d, b)
+			if err == nil {
+				return nil
+			}
+			r.add(err, "bundle %s of %s", b.desc.Digest, d)
+		}
 	}
-	return fmt.Errorf("%w: no signature counts: %s", ErrRefused, strings.Join(causes, "; "))
+	return r.refusal()
+}
+
+// reasons are why signatures do not count.
+type reasons struct {
+	causes  []string
+	unknown error // why something could not be looked at
+}
+
+func (r *reasons) add(err error, format string, args ...any) {
+	if !errors.Is(err, errDoesNotCount) && !errors.Is(err, ErrAbsent) {
+		r.unknown = errors.Join(r.unknown, err)
+	}
+	r.causes = append(r.causes, fmt.Sprintf(format, args...)+": "+err.Error())
+}
+
+func (r *reasons) refusal() error {
+	switch {
+	case r.unknown != nil:
+		return r.unknown
+	case len(r.causes) == 0:
+		return fmt.Errorf("%w: it has no signature", ErrRefused)
+	case len(r.causes) > maxCauses:
+		r.causes = append(r.causes[:maxCauses], fmt.Sprintf("and %d more", len(r.causes)-maxCauses))
+	}
+	return fmt.Errorf("%w: no signature counts: %s", ErrRefused, strings.Join(r.causes, "; "))
 }
 
 // errDoesNotCount is in errors about a signature that was looked at.
@@ -94,8 +120,8 @@ func (s *signed) accept(ctx context.Context, e *evidence, d digest.Digest, sig *
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(s.keys, func(k publicKey) bool { return k.signed(data, sig.bytes) }) {
-		return fmt.Errorf("%w: it is not by a key of the policy", errDoesNotCount)
+	if err := s.byKey(data, sig.bytes); err != nil {
+		return err
 	}
 	p, err := parsePayload(data)
 	if err != nil {
@@ -104,17 +130,27 @@ func (s *signed) accept(ctx context.Context, e *evidence, d digest.Digest, sig *
 	if p.digest != d {
 		return fmt.Errorf("%w: it is for manifest %s", errDoesNotCount, p.digest)
 	}
-	if err := s.match(e.img.Name, p.name); err != nil {
+	if err := s.match.holds(e.img.Name, p.name); err != nil {
 		return fmt.Errorf("%w: %w", errDoesNotCount, err)
+	}
+	return nil
+}
+
+// byKey says whether a signature is one of message by one of the keys.
+func (s *signed) byKey(message, signature []byte) error {
+	if !slices.ContainsFunc(s.keys, func(k publicKey) bool { return k.signed(message, signature) }) {
+		return fmt.Errorf("%w: it is not by a key of the policy", errDoesNotCount)
 	}
 	return nil
 }
 
 // evidence is what there is for one image, fetched when it is wanted and once.
 type evidence struct {
-	img   Image
-	src   Source
-	found map[digest.Digest][]*signature
+	img       Image
+	src       Source
+	found     map[digest.Digest][]*signature
+	bundles   map[digest.Digest][]*attached
+	manifests map[digest.Digest][]byte // that were signed as they are
 }
 
 // signature is one that is attached to a manifest.

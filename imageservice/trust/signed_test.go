@@ -268,7 +268,7 @@ func FuzzPolicy(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r := p.ruleFor(img.Name)
+		r := p.ruleFor(img)
 		if len(r.requirements) == 0 {
 			t.Errorf("%q has a rule without requirements", data)
 		}

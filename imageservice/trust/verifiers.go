@@ -37,6 +37,9 @@ type Verifiers struct {
 // Check asks all verifiers, one after another in the order of their names, until one does not accept. The error is
 // ErrRefused unless ctx has ended.
 func (v *Verifiers) Check(ctx context.Context, img Image) error {
+	if img.Name == nil {
+		return fmt.Errorf("%w: image verifiers: the image has no name to be asked about", ErrRefused)
+	}
 	entries, err := os.ReadDir(v.Dir)
 	if err != nil {
 		return fmt.Errorf("%w: image verifiers: %w", ErrRefused, err)

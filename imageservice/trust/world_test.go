@@ -85,10 +85,73 @@ func keyData(t testing.TB, name string) string {
 
 // repository is a Source in memory.
 type repository struct {
-	tags   map[string][]byte
-	blobs  map[digest.Digest][]byte
-	failed error // of blobs
-	asked  []string
+	tags      map[string][]byte
+	blobs     map[digest.Digest][]byte
+	manifests map[digest.Digest][]byte
+	referrers map[digest.Digest][]ocispec.Descriptor
+	failed    error // of blobs
+	asked     []string
+}
+
+func (r *repository) Manifest(_ context.Context, d digest.Digest) ([]byte, error) {
+	r.asked = append(r.asked, d.String())
+	data, ok := r.manifests[d]
+	if !ok {
+		return nil, fmt.Errorf("manifest %s: %w", d, ErrAbsent)
+	}
+	return data, nil
+}
+
+func (r *repository) Referrers(_ context.Context, d digest.Digest, _ string) ([]ocispec.Descriptor, error) {
+	r.asked = append(r.asked, "referrers of "+d.String())
+	return r.referrers[d], r.failed
+}
+
+// refer adds a bundle to the manifest d as cosign 3 does.
+func (r *repository) refer(t testing.TB, d digest.Digest, bundle []byte) ocispec.Descriptor {
+	t.Helper()
+	layer := ocispec.Descriptor{MediaType: bundleType, Digest: digest.FromBytes(bundle), Size: int64(len(bundle))}
+	data, err := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: bundleType, Config: ocispec.DescriptorEmptyJSON,
+		Layers: []ocispec.Descriptor{layer}, Subject: &ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: d, Size: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: bundleType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	if r.manifests == nil {
+		r.manifests, r.referrers = map[digest.Digest][]byte{}, map[digest.Digest][]ocispec.Descriptor{}
+	}
+	if r.blobs == nil {
+		r.blobs = map[digest.Digest][]byte{}
+	}
+	r.blobs[layer.Digest], r.manifests[desc.Digest] = bundle, data
+	r.referrers[d] = append(r.referrers[d], desc)
+	return desc
+}
+
+// statement is what cosign 3 signs.
+func statement(name string, d digest.Digest) string {
+	if name != "" {
+		name = fmt.Sprintf(`"name":%q,`, name)
+	}
+	return fmt.Sprintf(`{"_type":"https://in-toto.io/Statement/v1","subject":[{%s"digest":{"sha256":%q}}],"predicateType":"https://sigstore.dev/cosign/sign/v1","predicate":{}}`, name, d.Encoded())
+}
+
+// envelope is a bundle with a statement that key has signed.
+func envelope(t testing.TB, key, statement string) []byte {
+	t.Helper()
+	const kind = "application/vnd.in-toto+json"
+	sig := signers()[key].sign(t, fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(kind), kind, len(statement), statement))
+	return fmt.Appendf(nil, `{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"publicKey":{"hint":"x"},"tlogEntries":[{"logIndex":"1"}]},`+
+		`"dsseEnvelope":{"payload":%q,"payloadType":%q,"signatures":[{"sig":%q,"keyid":""}]}}`, base64.StdEncoding.EncodeToString([]byte(statement)), kind, base64.StdEncoding.EncodeToString(sig))
+}
+
+// messageSignature is a bundle with a signature of the message itself.
+func messageSignature(t testing.TB, key string, message []byte) []byte {
+	t.Helper()
+	sum := sha256.Sum256(message)
+	return fmt.Appendf(nil, `{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"publicKey":{"hint":"x"}},`+
+		`"messageSignature":{"messageDigest":{"algorithm":"SHA2_256","digest":%q},"signature":%q}}`,
+		base64.StdEncoding.EncodeToString(sum[:]), base64.StdEncoding.EncodeToString(signers()[key].sign(t, message)))
 }
 
 func (r *repository) Tagged(_ context.Context, tag string) ([]byte, error) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/store/layer/frame"
+	"github.com/criserver/criserver/store/layer/sums"
 )
 
 // ErrNoArchive says that a layer's archive cannot be given back: a file that it holds twice was kept once, something is
@@ -23,6 +24,13 @@ var ErrNoArchive = errors.New("layer's archive cannot be rebuilt")
 type frameRecorder struct {
 	file  *os.File
 	frame *frame.Writer
+	sum   frameSum
+}
+
+// frameSum is what a frame is on disk.
+type frameSum struct {
+	Bytes int64
+	CRC   uint32 // as package sums has it
 }
 
 func recordFrame(dir string) (*frameRecorder, error) {
@@ -30,11 +38,19 @@ func recordFrame(dir string) (*frameRecorder, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := frame.NewWriter(f)
-	if err != nil {
+	r := &frameRecorder{file: f}
+	if r.frame, err = frame.NewWriter(r); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &frameRecorder{f, w}, nil
+	return r, nil
+}
+
+// Write takes a piece of the frame.
+func (r *frameRecorder) Write(p []byte) (int, error) {
+	n, err := r.file.Write(p)
+	r.sum.Bytes += int64(n)
+	r.sum.CRC = sums.Update(r.sum.CRC, p[:n])
+	return n, err
 }
 
 // finish completes the frame and says what it takes on disk, in bytes.

@@ -20,7 +20,7 @@
 // # Damage
 //
 // While a layer is unpacked, checksums of its files are kept beside it (package sums; an inventory of a
-// directory, see dirtree). Verify compares; Expel takes a damaged layer away, so that a pull brings it anew.
+// directory, see dirtree), and one of its frame in its record. Verify compares; Expel takes a damaged layer away, so that a pull brings it anew.
 //
 // # Roots
 //

@@ -32,6 +32,8 @@ type layerRecord struct {
 	Boot string     // while it is pending: the boot that unpacked it
 	UUID [16]byte   // of an EROFS image
 	Sums *checksums `json:",omitempty"` // nil: none were kept
+
+	Frame *frameSum `json:",omitempty"` // nil: none was kept
 }
 
 // checksums says what there are of a layer.
@@ -120,7 +122,7 @@ func (s *Store) loadLayer(dir string) error {
 		s.config.Log.Warn("layer store: layer cannot be mounted on this kernel", "layer", r.DiffID, "format", r.Format)
 		return nil
 	}
-	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: dir, uuid: r.UUID, sums: r.Sums}
+	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: dir, uuid: r.UUID, sums: r.Sums, frame: r.Frame}
 	return nil
 }
 

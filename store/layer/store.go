@@ -93,6 +93,7 @@ type entry struct {
 	dir      string
 	uuid     [16]byte
 	sums     *checksums // nil: none were kept
+	frame    *frameSum  // nil: none was kept
 	refs     int        // container roots and borrowed lowers
 	mount    *lowerMount
 	mounting sync.Mutex // one mounts or remounts, others wait

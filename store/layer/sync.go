@@ -161,7 +161,7 @@ func (s *Store) pending() (list []*entry) {
 
 // promote records that e, which lies in dir, is durable; its data is.
 func (s *Store) promote(e *entry, dir *os.File) error {
-	r := layerRecord{Layer: e.Layer, UUID: e.uuid, Sums: e.sums}
+	r := layerRecord{Layer: e.Layer, UUID: e.uuid, Sums: e.sums, Frame: e.frame}
 	r.Durable = true
 	path := below(dir, layerFile)
 	if err := s.writeRecord(e, path, r); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/criserver/criserver/store/layer/dirtree"
 	"github.com/criserver/criserver/store/layer/erofs"
+	"github.com/criserver/criserver/store/layer/frame"
 	"github.com/criserver/criserver/store/layer/sums"
 	"github.com/criserver/criserver/store/layer/tarstream"
 )
@@ -22,16 +23,21 @@ import (
 var (
 	ErrDamaged     = errors.New("layer is not what was unpacked")
 	ErrNoChecksums = errors.New("layer was unpacked before checksums were kept")
+	// ErrFrameDamaged does not concern what containers see.
+	ErrFrameDamaged = errors.New("layer's frame is damaged: containers can use it, images with it cannot be exported")
 )
 
 const (
 	maxFaults = 10   // that an error tells of
 	maxRanges = 1000 // of bad blocks that are looked up
+
+	frameBuffer = 256 << 10 // bytes
 )
 
 // Verify reads the layer's files from disk, past the page cache where the file system can, and compares them with
 // checksums that were made while it was unpacked. The error satisfies errors.Is(err, ErrDamaged) if they differ, and
-// names files and blocks; others are ErrNotFound and ErrNoChecksums. The layer cannot be removed meanwhile.
+// names files and blocks; others are ErrNotFound and ErrNoChecksums, and ErrFrameDamaged alone or beside ErrDamaged. The layer
+// cannot be removed meanwhile.
 // Checksums find what happens to disks, not tampering; see package sums.
 func (s *Store) Verify(ctx context.Context, id digest.Digest) error {
 	e, err := s.acquire(id)
@@ -51,8 +57,57 @@ func (s *Store) Verify(ctx context.Context, id digest.Digest) error {
 	if err != nil {
 		return fmt.Errorf("verify layer %s: %w", id, err)
 	}
-	if f.count > 0 {
+	framed := verifyFrame(ctx, e)
+	switch {
+	case f.count == 0 && framed == nil:
+		return nil
+	case f.count == 0:
+		return fmt.Errorf("verify layer %s: %w", id, framed)
+	case framed == nil:
 		return fmt.Errorf("verify layer %s: %w: %s", id, ErrDamaged, f.text())
+	}
+	return fmt.Errorf("verify layer %s: %w: %s; %w", id, ErrDamaged, f.text(), framed)
+}
+
+// verifyFrame compares the frame with its checksum. One of before these were kept has none but those of its own format.
+func verifyFrame(ctx context.Context, e *entry) error {
+	f, err := sums.OpenAt(unix.AT_FDCWD, filepath.Join(e.dir, frameFile))
+	switch {
+	case errors.Is(err, os.ErrNotExist) && e.frame == nil:
+		return nil // it was unpacked before frames were kept
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: it is missing", ErrFrameDamaged)
+	case err != nil:
+		return err
+	}
+	defer func() { _ = f.Close() }() // read from only
+	buf, err := sums.NewBuffer(frameBuffer)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = buf.Close() }() // unmapping memory of ours does not fail
+	sum, size, err := sums.Whole(ctx, f, buf)
+	switch {
+	case err != nil:
+		return err
+	case e.frame == nil:
+		return verifyOldFrame(e)
+	case size != e.frame.Bytes:
+		return fmt.Errorf("%w: it has %d bytes instead of %d", ErrFrameDamaged, size, e.frame.Bytes)
+	case sum != e.frame.CRC:
+		return fmt.Errorf("%w: it has another checksum", ErrFrameDamaged)
+	}
+	return nil
+}
+
+func verifyOldFrame(e *entry) error {
+	f, err := openFrame(e)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // read from only
+	if _, err := frame.Size(f); err != nil {
+		return fmt.Errorf("%w: %w", ErrFrameDamaged, err)
 	}
 	return nil
 }

@@ -137,6 +137,61 @@ func TestVerifyFindsDamage(t *testing.T) {
 	}
 }
 
+// TestVerifyFrame damages what only an export needs.
+func TestVerifyFrame(t *testing.T) {
+	for _, s := range bothFormats(t) {
+		for name, row := range map[string]struct {
+			damage func(path string) error
+			want   string
+		}{
+			"a byte":   {func(path string) error { return flip(path, 20) }, "it has another checksum"},
+			"its end":  {func(path string) error { return os.Truncate(path, 15) }, "it has 15 bytes instead of "},
+			"all":      {os.Remove, "it is missing"},
+			"old byte": {func(path string) error { return flip(path, 20) }, "layer's frame is damaged: "},
+			"old":      {func(string) error { return nil }, ""},
+			"none":     {os.Remove, ""},
+		} {
+			t.Run(string(s.config.Format)+" "+name, func(t *testing.T) {
+				id := add(t, s, verified(t))
+				if row.want == "" || strings.HasPrefix(name, "old") {
+					s.layers[id].frame = nil // as of before checksums of frames were kept
+				}
+				path := s.path("layers", dirName(id), frameFile)
+				if err := row.damage(path); err != nil {
+					t.Fatal(err)
+				}
+				err := s.Verify(ctx, id)
+				if row.want == "" && err != nil || row.want != "" && (!errors.Is(err, ErrFrameDamaged) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), row.want)) {
+					t.Errorf("%v instead of %q", err, row.want)
+				}
+				if row.want != "" && s.config.Format == EROFS {
+					overwrite(t, s, id, metaFile, 4096+20, "x")
+					if err := s.Verify(ctx, id); !errors.Is(err, ErrFrameDamaged) || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "block 1 of meta; ") {
+						t.Errorf("with damaged metadata: %v", err)
+					}
+				}
+				if _, err := s.Remove(id); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func flip(path string, at int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, at)
+	if err == nil {
+		b[0] ^= 1
+		_, err = f.WriteAt(b, at)
+	}
+	return errors.Join(err, f.Close())
+}
+
 // TestVerifyAsksTheDisk expects that nothing comes from the page cache, which may have the right bytes where the disk has
 // not, and that nothing comes into it.
 func TestVerifyAsksTheDisk(t *testing.T) {

@@ -102,6 +102,8 @@ func (w *Writer) Commit(diffID digest.Digest) (l Layer, err error) {
 		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
 	}
 	r.Bytes, r.Inodes, r.Sums = done.bytes+kept, done.inodes, &done.sums
+	frame := w.kept.sum // alone: the recorder is to go
+	r.Frame = &frame
 	if err := record.Write(filepath.Join(w.dir, layerFile), r); err != nil {
 		return Layer{}, fmt.Errorf("commit layer %s: %w", diffID, err)
 	}
@@ -135,7 +137,7 @@ func (s *Store) adopt(w *Writer, r layerRecord) (Layer, error) {
 		return Layer{}, err
 	}
 	w.dir = ""
-	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: final, uuid: r.UUID, sums: r.Sums, warm: time.Now().Add(warmTime)}
+	s.layers[r.DiffID] = &entry{Layer: r.Layer, dir: final, uuid: r.UUID, sums: r.Sums, frame: r.Frame, warm: time.Now().Add(warmTime)}
 	return r.Layer, nil
 }
 

@@ -132,3 +132,44 @@ func TestImageVerifiers(t *testing.T) {
 	script("c", "exit 0")
 	refusedImage(t, tryPull(t, d, ref, nil), "has 3 files, 2 verifiers are allowed")
 }
+
+// Bundles of cosign 3 count for pulls. Imports must stand the same policy, unless the configuration lets them in; what is refused names
+// the rule.
+func TestImagePolicyForBundlesAndImports(t *testing.T) {
+	d := use(t)
+	img := small(t, "bundles", "gzip")
+	suite.registry.PushImage(t, "team/bundled", "v1", img)
+	ref := suite.registry.Addr + "/team/bundled:v1"
+	key := registry.Signature{Key: registry.NewKey(t)}
+	archive := filepath.Join(t.TempDir(), "archive.tar")
+	pull(t, d, ref)
+	d.imagesCommand(t, nil, "export", "-o", archive, ref)
+	removeImage(t, d, ref)
+
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	write(t, policy, fmt.Sprintf(`{"default":[{"type":"insecureAcceptAnything"}],"transports":{"docker":{%q:[{"type":"sigstoreSigned","keyData":%q,"signedIdentity":{"type":"matchDigest"}}]}}}`,
+		suite.registry.Addr+"/team", base64.StdEncoding.EncodeToString(registry.PublicKey(t, key.Key))))
+	stanza := fmt.Sprintf("[images.verify]\npolicy = %q\n", policy)
+	before := string(readFile(t, d.config()))
+	d.reload(t, stanza)
+	refusedImage(t, tryPull(t, d, ref, nil), "it has no signature")
+	suite.registry.PushReferrers(t, "team/bundled", img.Desc.Digest, registry.Bundle(t, img.Desc, key))
+	pull(t, d, ref)
+	removeImage(t, d, ref)
+
+	rule := fmt.Sprintf("as %s: stage verify: policy %s: transports.docker[%q]: requirement 1, sigstoreSigned: image refused: it has no signature", ref, policy, suite.registry.Addr+"/team")
+	if out, code := d.tryImages(t, nil, "import", archive); code != 1 || !strings.Contains(out, rule) {
+		t.Errorf("import: exit code %d: %s", code, out)
+	}
+	if s := imageStatus(t, d, ref); s != nil {
+		t.Errorf("a refused image is there: %v", s)
+	}
+	d.imagesCommand(t, nil, "import", "--name", "example.com/other:1", archive) // of a name that the policy lets in
+	removeImage(t, d, "example.com/other:1")
+	d.rewrite(t, before+stanza+"imports = 'allow'\n")
+	d.imagesCommand(t, nil, "import", archive)
+	t.Cleanup(func() { removeImage(t, d, ref) })
+	if s := imageStatus(t, d, ref); s.GetId() != img.ID.String() {
+		t.Errorf("where imports are allowed the image is %v", s)
+	}
+}

@@ -1,0 +1,162 @@
+package imageservice
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/criserver/criserver/imageservice/archive"
+	"github.com/criserver/criserver/imageservice/trust"
+)
+
+// incoming is an archive that is being imported, and where what lies beside its images is looked for.
+type incoming struct {
+	shelf
+	verification *Verification
+}
+
+// attachedTag is that of what is attached to an image: signatures, attestations, a list of referrers.
+var attachedTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}(\.[a-z]+)?$`)
+
+// What `cosign save` says of the entries of an index.
+const (
+	annotationKind = "kind"
+	kindSignatures = "dev.cosignproject.cosign/sigs"
+)
+
+var attachedKinds = []string{kindSignatures, "dev.cosignproject.cosign/atts", "dev.cosignproject.cosign/sboms"}
+
+// images are those entries of the archive's index that are not attached to other ones.
+func (s *incoming) images() (list []archive.Image) {
+	for _, img := range s.archive.Images() {
+		if !s.attached(img) {
+			list = append(list, img)
+		}
+	}
+	return list
+}
+
+func (s *incoming) attached(img archive.Image) bool {
+	if slices.ContainsFunc(append(slices.Clone(img.Names), img.Tag), func(name string) bool { return attachedTag.MatchString(tagOf(name)) }) ||
+		slices.Contains(attachedKinds, img.Desc.Annotations[annotationKind]) {
+		return true
+	}
+	subject, _ := s.refersTo(img.Desc)
+	return subject != "" && s.archive.Has(subject)
+}
+
+func tagOf(name string) string { return name[strings.LastIndexByte(name, ':')+1:] }
+
+// refersTo is what a manifest refers to, empty if it is none that does, and of which artifact type it is.
+func (s *incoming) refersTo(desc ocispec.Descriptor) (subject digest.Digest, artifactType string) {
+	data, err := s.archive.Document(desc.Digest, maxManifest)
+	if err != nil {
+		return "", "" // told when it is imported
+	}
+	var m struct {
+		Subject      *ocispec.Descriptor
+		ArtifactType string
+		Config       ocispec.Descriptor
+	}
+	if json.Unmarshal(data, &m) != nil || m.Subject == nil || m.Subject.Digest.Validate() != nil {
+		return "", ""
+	}
+	return m.Subject.Digest, cmp.Or(m.ArtifactType, m.Config.MediaType)
+}
+
+// verify says whether an image may come in under all of these names, each as if it were pulled by it.
+func (s *incoming) verify(ctx context.Context, img archive.Image, r *resolved, names, repoDigests []string) error {
+	if s.verification.AnyImport {
+		return nil
+	}
+	asked := slices.Clone(names)
+	for _, name := range repoDigests {
+		repo, _, _ := strings.Cut(name, "@")
+		if !slices.ContainsFunc(names, func(n string) bool { return n[:strings.LastIndexByte(n, ':')] == repo }) {
+			asked = append(asked, name)
+		}
+	}
+	one := trust.Image{Transport: s.transport(img), Chain: r.chain}
+	if len(asked) == 0 {
+		if err := s.verification.verify(ctx, s, one); err != nil {
+			return fmt.Errorf("without a name: %w", err)
+		}
+	}
+	for _, name := range asked {
+		var err error
+		if one.Name, err = reference.ParseNamed(name); err != nil {
+			return err
+		}
+		if err := s.verification.verify(ctx, s, one); err != nil {
+			return fmt.Errorf("as %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (s *incoming) transport(img archive.Image) string {
+	switch {
+	case img.Made:
+		return trust.DockerArchive
+	case s.archive.IsDir():
+		return trust.OCILayout
+	}
+	return trust.OCIArchive
+}
+
+// Tagged finds signatures by their tag, or as `cosign save` marks them: whose they are, they say themselves.
+func (s *incoming) Tagged(ctx context.Context, tag string) ([]byte, error) {
+	at := slices.IndexFunc(s.archive.Images(), func(img archive.Image) bool {
+		return slices.ContainsFunc(append(slices.Clone(img.Names), img.Tag), func(name string) bool { return tagOf(name) == tag })
+	})
+	if at < 0 && strings.HasSuffix(tag, ".sig") {
+		at = slices.IndexFunc(s.archive.Images(), func(img archive.Image) bool { return img.Desc.Annotations[annotationKind] == kindSignatures })
+	}
+	if at < 0 {
+		return nil, trust.ErrAbsent
+	}
+	return s.Manifest(ctx, s.archive.Images()[at].Desc.Digest)
+}
+
+// Manifest reads a manifest or index.
+func (s *incoming) Manifest(_ context.Context, d digest.Digest) ([]byte, error) {
+	if !s.archive.Has(d) {
+		return nil, trust.ErrAbsent
+	}
+	return s.archive.Document(d, maxManifest)
+}
+
+// Referrers finds what the archive's index has that refers to a manifest, and what the list of such a tag has.
+func (s *incoming) Referrers(ctx context.Context, d digest.Digest, artifactType string) (all []ocispec.Descriptor, err error) {
+	for _, img := range s.archive.Images() {
+		if subject, kind := s.refersTo(img.Desc); subject == d && kind == artifactType {
+			img.Desc.ArtifactType = kind
+			all = append(all, img.Desc)
+		}
+	}
+	data, err := s.Tagged(ctx, referrersTag(d))
+	if err != nil {
+		return all, nil // there is no such list
+	}
+	more, err := parseReferrers(data)
+	if err != nil {
+		return nil, invalidf("referrers of %s: %w", d, err)
+	}
+	return append(all, more...), nil
+}
+
+// Blob reads a small blob.
+func (s *incoming) Blob(_ context.Context, desc ocispec.Descriptor, limit int64) ([]byte, error) {
+	if !s.archive.Has(desc.Digest) {
+		return nil, trust.ErrAbsent
+	}
+	return s.archive.Document(desc.Digest, limit)
+}
