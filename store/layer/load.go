@@ -38,7 +38,8 @@ type layerRecord struct {
 
 // checksums says what there are of a layer.
 type checksums struct {
-	Data, Meta int64 // of an EROFS image: length of its files in blocks
+	Data, Meta int64  // of an EROFS image: length of its files in blocks
+	Sums       uint32 `json:",omitempty"` // of an EROFS image: of the checksums themselves; 0: from before that was kept
 }
 
 // rootRecord is what a container's root was built from.

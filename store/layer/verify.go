@@ -181,7 +181,14 @@ func verifyImage(ctx context.Context, e *entry, f *faults) error {
 	for _, r := range badData {
 		f.add(blocks(r, dataFile))
 	}
-	return nil
+	if f.count > 0 || e.sums.Sums == 0 {
+		return nil
+	}
+	sum, err := sums.OfSums(kept)
+	if err == nil && sum != e.sums.Sums {
+		f.add(sumsFile + " is not what was kept while the layer was unpacked")
+	}
+	return err
 }
 
 // verifyFile compares one file of an image; the checksums of skip blocks are before its own.

@@ -81,6 +81,22 @@ func TestVerifyFindsDamage(t *testing.T) {
 		}, []string{`block 1 of meta`, `block 0 of data`}},
 		{"a checksum", EROFS, func(t *testing.T, s *Store, id digest.Digest) { overwrite(t, s, id, sumsFile, 5*4, "x") },
 			[]string{`"b\n" from byte 0 on (block 5 of data)`}},
+		{"a file lost to zeros with its checksums", EROFS, func(t *testing.T, s *Store, id digest.Digest) {
+			for name, length := range map[string][2]int64{dataFile: {5 * 4096, 4096}, sumsFile: {5 * 4, 4}} {
+				f, err := os.OpenFile(path(s, id, name), os.O_WRONLY, 0)
+				must(t, err)
+				must(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, length[0], length[1]))
+				must(t, f.Close())
+			}
+		}, []string{`sums is not what was kept while the layer was unpacked`}},
+		{"all files lost to holes", EROFS, func(t *testing.T, s *Store, id digest.Digest) {
+			for _, name := range []string{dataFile, metaFile, sumsFile} {
+				st, err := os.Stat(path(s, id, name))
+				must(t, err)
+				must(t, os.Truncate(path(s, id, name), 0))
+				must(t, os.Truncate(path(s, id, name), st.Size()))
+			}
+		}, []string{`sums is not what was kept while the layer was unpacked`}},
 		{"a shorter file", EROFS, func(t *testing.T, s *Store, id digest.Digest) { must(t, os.Truncate(path(s, id, dataFile), 4096)) },
 			[]string{`data has 4096 bytes instead of 3170304`}},
 		{"a file that is gone", EROFS, func(t *testing.T, s *Store, id digest.Digest) { must(t, os.Remove(path(s, id, dataFile))) }, []string{`data is missing`}},

@@ -212,10 +212,14 @@ func (u *erofsUnpacker) finish(uuid [16]byte) (done written, err error) {
 	if err == nil {
 		err = u.files[2].Truncate(u.meta.End())
 	}
+	var ofSums uint32
+	if err == nil {
+		ofSums, err = sums.OfSums(u.files[2])
+	}
 	if err != nil {
 		return written{}, err
 	}
-	done = written{inodes: sum.Inodes, sums: checksums{Data: u.data.Blocks(), Meta: u.meta.Blocks()}}
+	done = written{inodes: sum.Inodes, sums: checksums{Data: u.data.Blocks(), Meta: u.meta.Blocks(), Sums: ofSums}}
 	for _, f := range u.files {
 		used, err := diskUse(f)
 		if err != nil {

@@ -84,6 +84,28 @@ func nextData(f *os.File, off int64) (int64, error) {
 	return at, nil
 }
 
+// OfSums gives the checksum of a file of checksums. Its holes count as zeros.
+func OfSums(kept *os.File) (sum uint32, err error) {
+	block := make([]byte, BlockSize)
+	for at := int64(0); ; at += BlockSize {
+		if at, err = nextData(kept, at); err != nil || at == math.MaxInt64 {
+			return sum, err
+		}
+		at -= at % BlockSize
+		n, err := kept.ReadAt(block, at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, fmt.Errorf("read checksums: %w", err)
+		}
+		if n == 0 { // a file system that knows no holes
+			return sum, nil
+		}
+		clear(block[n:])
+		if one := ofBlock(block); one != 0 {
+			sum = Update(sum, binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(nil, uint64(at)), one))
+		}
+	}
+}
+
 // chunk compares n blocks from at on.
 func (c *comparison) chunk(at, n int64) error {
 	if _, err := c.kept.ReadAt(c.sums[:n*entrySize], c.base+at*entrySize); err != nil {
