@@ -225,19 +225,28 @@ const maxSpareLeaves = 8
 // takeLeaf gives an exec a leaf of its own: one that an earlier exec left empty, or a new one; nil if the container has
 // forbidden more groups.
 func (c *Container) takeLeaf() (*cgroup.Group, error) {
-	c.mu.Lock()
-	if last := len(c.spareLeaves) - 1; last >= 0 {
-		leaf := c.spareLeaves[last]
-		c.spareLeaves = c.spareLeaves[:last]
-		c.mu.Unlock()
-		return leaf, nil
+	for leaf := c.takeSpare(); leaf != nil; leaf = c.takeSpare() {
+		if !leaf.Gone() { // a container that may write its groups can have removed it
+			return leaf, nil
+		}
 	}
-	c.mu.Unlock()
 	leaf, err := c.group.Sub(fmt.Sprintf("exec-%d", c.pod.runtime.newTask()))
 	if errors.Is(err, unix.EAGAIN) {
 		return nil, nil
 	}
 	return leaf, err
+}
+
+func (c *Container) takeSpare() *cgroup.Group {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := len(c.spareLeaves) - 1
+	if last < 0 {
+		return nil
+	}
+	leaf := c.spareLeaves[last]
+	c.spareLeaves = c.spareLeaves[:last]
+	return leaf
 }
 
 // returnLeaf keeps some empty leaves for later execs and removes others. One that background processes still use goes with

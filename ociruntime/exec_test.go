@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -126,5 +127,28 @@ func BenchmarkExecTrue(b *testing.B) {
 		}
 		<-e.Done()
 		e.Close()
+	}
+}
+
+// A container that may write its groups may remove those of earlier execs, which says nothing of later ones.
+func TestExecAfterLeafWasRemoved(t *testing.T) {
+	f := newFixture(t)
+	c, _ := f.started(t, f.pod(t, nil), "sleep 1000", nil)
+	execText(t, c, "true")
+	h := c.group.Paths()["freezer"]
+	if unified := c.group.Paths()[""]; unified != "" {
+		h = unified
+	}
+	leaves, err := filepath.Glob(h + "/exec-*")
+	if err != nil || len(leaves) != 1 {
+		t.Fatalf("leaves of execs: %v, %v", leaves, err)
+	}
+	if err := os.Remove(leaves[0]); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if out, code := execText(t, c, "echo", "x"); out != "x\n" || code != 0 {
+			t.Errorf("exec: %q, exit code %d", out, code)
+		}
 	}
 }

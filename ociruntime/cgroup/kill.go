@@ -20,6 +20,12 @@ func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }
 
+// Gone says whether g has been removed.
+func (g *Group) Gone() bool {
+	h := g.hs.watch
+	return gone(unix.Faccessat(h.root, g.dir(h), unix.F_OK, 0))
+}
+
 // Empty says whether no process is left in g and below. A group that is gone is empty.
 func (g *Group) Empty() (bool, error) {
 	h := g.hs.watch
