@@ -66,20 +66,11 @@ func (h *runtimeHandlers) ContainerStatus(_ context.Context, r *runtimev1.Contai
 		return nil, err
 	}
 	response := &runtimev1.ContainerStatusResponse{}
-	if r.GetVerbose() {
-		if response.Info, err = h.inspectContainer(c); err != nil {
-			return nil, err
-		}
+	if response.Status, err = h.statuses.of(c); err == nil && r.GetVerbose() {
+		response.Info, err = h.inspectContainer(c)
 	}
-	return response, h.statuses.fill(response, statusField, c)
+	return response, err
 }
-
-// Fields with statuses of containers.
-const (
-	statusField        = 1 // of ContainerStatusResponse
-	statusesOfPodField = 3 // of PodSandboxStatusResponse
-	statusesField      = 5 // of ContainerEventResponse
-)
 
 // containerStatus is a container as its status and the events of its pod tell.
 func containerStatus(c *sandbox.ContainerStatus) *runtimev1.ContainerStatus {

@@ -77,43 +77,40 @@ func (e *encodings[T]) encode(item *T) ([]byte, error) {
 	return protowire.AppendBytes(protowire.AppendTag(piece, itemsField, protowire.BytesType), text), nil
 }
 
-// texts remember immutable values as they are on the wire, each as long as somebody has it.
-type texts[T any] struct {
-	translate func(*T) proto.Message
-	known     sync.Map // of weak.Pointer[T] to []byte
+// encodedOnce remembers messages made of immutable values, each as long as somebody has its value. To marshal such a message is to
+// copy its text: nobody in this process sees more of it.
+type encodedOnce[T any, M proto.Message] struct {
+	translate func(*T) M
+	known     sync.Map // of weak.Pointer[T] to M
 }
 
-// of is a value without tag and length. Nobody changes it.
-func (t *texts[T]) of(value *T) ([]byte, error) {
+// of is the message of a value. Nobody changes it.
+func (e *encodedOnce[T, M]) of(value *T) (M, error) {
 	key := weak.Make(value)
-	if text, known := t.known.Load(key); known {
-		return text.([]byte), nil
+	if m, known := e.known.Load(key); known {
+		return m.(M), nil
 	}
-	text, err := proto.Marshal(t.translate(value))
+	translated := e.translate(value)
+	text, err := proto.Marshal(translated)
 	if err != nil {
-		return nil, err
+		return translated, err
 	}
-	if _, known := t.known.LoadOrStore(key, text); !known {
-		runtime.AddCleanup(value, func(key weak.Pointer[T]) { t.known.Delete(key) }, key)
+	m := translated.ProtoReflect().New()
+	m.SetUnknown(text)
+	if _, known := e.known.LoadOrStore(key, m.Interface()); !known {
+		runtime.AddCleanup(value, func(key weak.Pointer[T]) { e.known.Delete(key) }, key)
 	}
-	return text, nil
+	return m.Interface().(M), nil
 }
 
-// fill gives response values in one of its fields, which must be empty, and where nobody in this process sees them; it has no others
-// that are so.
-func (t *texts[T]) fill(response proto.Message, field protowire.Number, values ...*T) error {
-	all, size := make([][]byte, len(values)), 0
+// all are the messages of values.
+func (e *encodedOnce[T, M]) all(values []*T) ([]M, error) {
+	messages := make([]M, len(values))
 	for i, value := range values {
 		var err error
-		if all[i], err = t.of(value); err != nil {
-			return err
+		if messages[i], err = e.of(value); err != nil {
+			return nil, err
 		}
-		size += protowire.SizeTag(field) + protowire.SizeBytes(len(all[i]))
 	}
-	whole := make([]byte, 0, size)
-	for _, text := range all {
-		whole = protowire.AppendBytes(protowire.AppendTag(whole, field, protowire.BytesType), text)
-	}
-	response.ProtoReflect().SetUnknown(whole)
-	return nil
+	return messages, nil
 }

@@ -37,13 +37,14 @@ func (h *runtimeHandlers) GetContainerEvents(_ *runtimev1.GetEventsRequest, stre
 }
 
 func (s *Server) event(e *sandbox.Event) (*runtimev1.ContainerEventResponse, error) {
-	response := &runtimev1.ContainerEventResponse{
+	statuses, err := s.statuses.all(e.Containers)
+	return &runtimev1.ContainerEventResponse{
 		ContainerId:        e.ID,
 		ContainerEventType: eventTypes[e.Type],
 		CreatedAt:          nanos(e.At),
 		PodSandboxStatus:   podStatus(e.Pod),
-	}
-	return response, s.statuses.fill(response, statusesField, e.Containers...)
+		ContainersStatuses: statuses,
+	}, err
 }
 
 var eventTypes = map[sandbox.EventType]runtimev1.ContainerEventType{

@@ -40,12 +40,10 @@ func (h *runtimeHandlers) PodSandboxStatus(_ context.Context, r *runtimev1.PodSa
 	}
 	pod := view.Pod
 	response := &runtimev1.PodSandboxStatusResponse{Status: podStatus(pod), Timestamp: nanos(view.At)}
-	if r.GetVerbose() {
-		if response.Info, err = h.inspectPod(pod); err != nil {
-			return nil, err
-		}
+	if response.ContainersStatuses, err = h.statuses.all(view.Containers); err == nil && r.GetVerbose() {
+		response.Info, err = h.inspectPod(pod)
 	}
-	return response, h.statuses.fill(response, statusesOfPodField, view.Containers...)
+	return response, err
 }
 
 // podStatus is a pod as its status and its events tell.

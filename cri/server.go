@@ -66,7 +66,7 @@ type Server struct {
 
 	listedPods       encodings[sandbox.PodStatus]
 	listedContainers encodings[sandbox.ContainerStatus]
-	statuses         texts[sandbox.ContainerStatus]
+	statuses         encodedOnce[sandbox.ContainerStatus, *runtimev1.ContainerStatus]
 }
 
 // New returns a server that answers Version, Status and RuntimeConfig, and Unavailable to the rest.
@@ -74,7 +74,7 @@ func New(config Config) *Server {
 	s := &Server{config: config, ending: make(chan struct{})}
 	s.listedPods.translate = func(pod *sandbox.PodStatus) proto.Message { return listedPod(pod) }
 	s.listedContainers.translate = func(c *sandbox.ContainerStatus) proto.Message { return listedContainer(c) }
-	s.statuses.translate = func(c *sandbox.ContainerStatus) proto.Message { return containerStatus(c) }
+	s.statuses.translate = containerStatus
 	s.Configure(config.Settings)
 	return s
 }
