@@ -21,6 +21,7 @@ import (
 // in the archive, any other all that it has. ErrNotFound if one is not present.
 func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Progress) error {
 	var exports []archive.Export
+	layers := map[digest.Digest]archive.Layer{} // each is written once
 	for _, ref := range refs {
 		img := find(s.db.Snapshot(), ref)
 		if img == nil {
@@ -38,7 +39,7 @@ func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Pro
 				s.log.Warn("layers of a removed image stay", "image", img.ID, "error", err)
 			}
 		}()
-		e, err := s.export(ctx, img, ref, p)
+		e, err := s.export(ctx, img, ref, layers, p)
 		if err != nil {
 			return fmt.Errorf("export image %s: %w", ref, err)
 		}
@@ -50,13 +51,12 @@ func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Pro
 	return nil
 }
 
-// export describes an image whose layers are held.
-func (s *Service) export(ctx context.Context, img *imagedb.Image, ref string, p *Progress) (e archive.Export, err error) {
+// export describes an image whose layers are held; layers are those of the images before it.
+func (s *Service) export(ctx context.Context, img *imagedb.Image, ref string, layers map[digest.Digest]archive.Layer, p *Progress) (e archive.Export, err error) {
 	e = archive.Export{Names: img.Names, Config: img.Config}
 	if t, err := parse(ref); err == nil && t.tag != "" && s.db.Snapshot().ByName(t.String()) == img {
 		e.Names = []string{t.String()}
 	}
-	layers := map[digest.Digest]archive.Layer{}
 	total := int64(0)
 	for _, id := range img.DiffIDs {
 		l, known := layers[id]

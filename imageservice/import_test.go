@@ -359,6 +359,27 @@ func TestExportRoundTrip(t *testing.T) {
 	}
 }
 
+// A layer that several images have is written and counted once.
+func TestExportCountsSharedLayersOnce(t *testing.T) {
+	base := registry.Layer{Files: []registry.File{{Header: tar.Header{Name: "base"}, Body: strings.Repeat("base", 3000)}}}
+	n := newNode(t)
+	var ids []string
+	for _, name := range []string{"a", "b"} {
+		img := registry.Build(t, registry.Spec{Layers: []registry.Layer{base, {Files: []registry.File{{Header: tar.Header{Name: name}, Body: name}}}}})
+		if _, err := n.imported(t, tarOf(t, layout(t, []ocispec.Descriptor{named(img.Desc, name+":1", "")}, img)...), ImportRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, img.ID.String())
+	}
+	p := &Progress{}
+	if err := n.Export(t.Context(), ids, io.Discard, p); err != nil {
+		t.Fatal(err)
+	}
+	if now := p.Now(); now.Done != now.Total || now.Total == 0 {
+		t.Errorf("%d of %d bytes are said to be done", now.Done, now.Total)
+	}
+}
+
 // skopeo reads what Export writes, in both forms, and finds the image's id.
 func TestExportIsReadBySkopeo(t *testing.T) {
 	skopeo, err := exec.LookPath("skopeo")
