@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -150,7 +151,7 @@ func (s *Server) prune(ctx context.Context, r request, _ *os.File, _ *replies) (
 }
 
 func (s *Server) verify(ctx context.Context, r request, _ *os.File, out *replies) (any, error) {
-	return with(r, func(args Refs) ([]Verified, error) {
+	return with(r, func(args Verify) ([]Verified, error) {
 		images, err := s.chosen(args.Refs)
 		if err != nil {
 			return nil, err
@@ -172,8 +173,34 @@ func (s *Server) verify(ctx context.Context, r request, _ *os.File, out *replies
 			list = append(list, one)
 			out.send(reply{Progress: &Progress{Done: int64(i + 1), Total: int64(len(images)), Image: img.ID}})
 		}
-		return list, nil
+		if !args.Expel {
+			return list, nil
+		}
+		return s.expel(ctx, list)
 	})
+}
+
+// expel takes damaged layers away and says which images went with them, also those that were not asked about.
+func (s *Server) expel(ctx context.Context, list []Verified) ([]Verified, error) {
+	for _, asked := range list {
+		for _, l := range asked.Layers {
+			if !l.Damaged && !l.Frame {
+				continue
+			}
+			gone, err := s.config.Images.Expel(ctx, digest.Digest(l.DiffID))
+			if err != nil {
+				return list, fmt.Errorf("expel layer: %w", err)
+			}
+			for _, img := range gone {
+				at := slices.IndexFunc(list, func(v Verified) bool { return v.ID == img.ID })
+				if at < 0 {
+					at, list = len(list), append(list, Verified{ID: img.ID, RepoTags: orNone(img.RepoTags), Layers: []Layer{l}})
+				}
+				list[at].Removed = true
+			}
+		}
+	}
+	return list, nil
 }
 
 func (s *Server) verifyLayer(ctx context.Context, id digest.Digest) (Layer, error) {

@@ -108,7 +108,7 @@ func TestCalls(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 	var verified []Verified
-	if err := d.call(t, "verify", Refs{}, nil, &verified); err != nil || len(verified) != 2 || verified[0].Layers[0].Error != "" {
+	if err := d.call(t, "verify", Verify{}, nil, &verified); err != nil || len(verified) != 2 || verified[0].Layers[0].Error != "" {
 		t.Errorf("%+v, %v", verified, err)
 	}
 	var usage imageservice.DiskUsage

@@ -56,6 +56,12 @@ type Refs struct {
 	Refs []string `json:"refs"`
 }
 
+// Verify names the images whose layers are to be read.
+type Verify struct {
+	Refs  []string `json:"refs"`
+	Expel bool     `json:"expel"` // damaged layers are to go, with all images that have them
+}
+
 // Import says what is wanted of the archive that comes as a descriptor.
 type Import struct {
 	Names        []string `json:"names"`
@@ -92,6 +98,7 @@ type Verified struct {
 	ID       string   `json:"id"`
 	RepoTags []string `json:"repoTags"`
 	Layers   []Layer  `json:"layers"`
+	Removed  bool     `json:"removed"` // with a damaged layer
 }
 
 // Layer is a layer that was read.

@@ -107,6 +107,20 @@ func (h *holds) remove(layers []digest.Digest) error {
 	return errors.Join(errs...)
 }
 
+// expel removes a layer from the store that has no holders, also if roots are built on it.
+func (h *holds) expel(id digest.Digest) error {
+	done := h.beginRemoval(id)
+	if done == nil {
+		return fmt.Errorf("layer %s: %w", id, layer.ErrInUse)
+	}
+	err := h.store.Expel(id)
+	h.endRemoval(id, done, false)
+	if errors.Is(err, layer.ErrNotFound) { // it went with its last holder
+		return nil
+	}
+	return err
+}
+
 // beginRemoval returns nil if the layer is held or being removed.
 func (h *holds) beginRemoval(id digest.Digest) chan struct{} {
 	h.mu.Lock()

@@ -19,6 +19,7 @@ type LayerStore interface {
 	List() []layer.Layer
 	Users() []layer.User
 	Remove(diffID digest.Digest) (freed int64, err error)
+	Expel(diffID digest.Digest) error
 	Root(ctx context.Context, containerID string, diffIDs []digest.Digest, opts layer.RootOptions) (*os.File, error)
 	RemoveRoot(containerID string) error
 	Archive(ctx context.Context, diffID digest.Digest, w io.Writer) error

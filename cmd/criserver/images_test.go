@@ -152,6 +152,15 @@ func TestImagesVerifyFindsDamage(t *testing.T) {
 	if text, code := criserver(append(args, "--json", "verify")...); code != exitDamaged || !strings.Contains(text, `"damaged": true`) {
 		t.Errorf("as JSON: exit code %d: %s", code, text)
 	}
+	if text, code := criserver(append(args, "verify", "--expel")...); code != exitDamaged || !strings.Contains(text, "example.com/app:1: DAMAGED, removed") {
+		t.Errorf("expelled: exit code %d: %s", code, text)
+	}
+	if text, code := criserver(append(args, "import", in)...); code != 0 {
+		t.Error(text)
+	}
+	if text, code := criserver(append(args, "verify")...); code != 0 || !strings.Contains(text, "example.com/app:1: good") {
+		t.Errorf("brought anew: exit code %d: %s", code, text)
+	}
 }
 
 // A device or pipe that an export goes to stays what it is, also if the export fails.

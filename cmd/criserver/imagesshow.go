@@ -158,21 +158,30 @@ what the disk has more when it ends.`,
 }
 
 func (c *imagesCommand) newVerify() *cobra.Command {
-	return &cobra.Command{
+	var expel bool
+	verify := &cobra.Command{
 		Use: "verify [IMAGE...]", Short: "Read layers and compare them with what was unpacked",
 		Long: `Verify reads all layers of the images, or of all that there are, from the disk. It ends with exit code 4 if one is damaged, also if
-that is only a frame, which containers do not need: an image with it cannot be exported.`,
+that is only a frame, which containers do not need: an image with it cannot be exported.
+
+With --expel damaged layers go, with all images that have them, so that a pull brings both anew; what runs on them goes on. (A layer
+stays when images are removed while a container runs on it, and a pull finds it present.)`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := ask[[]control.Verified](cmd, c, "verify", control.Refs{Refs: args}, nil)
+			list, err := ask[[]control.Verified](cmd, c, "verify", control.Verify{Refs: args, Expel: expel}, nil)
 			if err == nil {
 				err = printed(cmd, c, list, showVerified)
 			}
-			if err == nil && slices.ContainsFunc(list, damaged) {
-				return codeError{exitDamaged, errors.New("layers are damaged; `criserver images remove` and a pull bring them back")}
+			if err != nil || !slices.ContainsFunc(list, damaged) {
+				return err
 			}
-			return err
+			if expel {
+				return codeError{exitDamaged, errors.New("layers were damaged; they are gone with the images that had them, a pull brings both anew")}
+			}
+			return codeError{exitDamaged, errors.New("layers are damaged; with --expel they and the images that have them go, and a pull brings both anew")}
 		},
 	}
+	verify.Flags().BoolVar(&expel, "expel", false, "take damaged layers away, with all images that have them")
+	return verify
 }
 
 // damaged is also an image of which only a frame is.
@@ -187,7 +196,11 @@ func showVerified(w io.Writer, list []control.Verified) error {
 				fmt.Fprintf(os.Stderr, "%s: %s\n", short(img.ID), l.Error)
 			}
 		}
-		if _, err := fmt.Fprintf(w, "%s %s: %s\n", short(img.ID), strings.Join(names(img.RepoTags, nil), " "), health(img)); err != nil {
+		verdict := health(img)
+		if img.Removed {
+			verdict += ", removed"
+		}
+		if _, err := fmt.Fprintf(w, "%s %s: %s\n", short(img.ID), strings.Join(names(img.RepoTags, nil), " "), verdict); err != nil {
 			return err
 		}
 	}
