@@ -18,9 +18,6 @@ import (
 	"github.com/criserver/criserver/stage"
 )
 
-// maxManifest bounds a manifest or index in an archive, in bytes, as package remote does.
-const maxManifest = 4 << 20
-
 // ImportRequest says what of an archive is wanted.
 type ImportRequest struct {
 	Names        []string // instead of those in the archive, which must have one image then
@@ -71,33 +68,27 @@ func (s *Service) importImage(ctx context.Context, src *incoming, img archive.Im
 	if err != nil {
 		return nil, err
 	}
+	bring := func(found *resolved) error {
+		if slices.ContainsFunc(list, func(i Imported) bool { return i.ID == string(found.doc.Config.Digest) }) {
+			return nil
+		}
+		one, err := s.importOne(ctx, src, img, found, r, len(list) == 0)
+		if err == nil {
+			list = append(list, one)
+		}
+		return err
+	}
 	best, err := s.fromArchive(ctx, src, m, wanted)
-	if err != nil && (!r.AllPlatforms || !errors.Is(err, ErrNotFound)) {
-		return nil, err
+	switch {
+	case err == nil:
+		err = bring(&best)
+	case r.AllPlatforms && (errors.Is(err, ErrNotFound) || errors.Is(err, fs.ErrNotExist)):
+		err = nil // names go to the first of the others
 	}
-	found := []resolved{best}
-	if err != nil {
-		found = nil
+	if err == nil && r.AllPlatforms {
+		err = s.eachBelow(ctx, src, m, 0, map[digest.Digest]bool{}, bring)
 	}
-	if r.AllPlatforms {
-		more, err := s.allOf(ctx, src, m, 0)
-		if err != nil {
-			return nil, err
-		}
-		for _, other := range more {
-			if len(found) == 0 || other.doc.Config.Digest != found[0].doc.Config.Digest {
-				found = append(found, other)
-			}
-		}
-	}
-	for i := range found {
-		one, err := s.importOne(ctx, src, img, &found[i], r, i == 0)
-		if err != nil {
-			return list, err
-		}
-		list = append(list, one)
-	}
-	return list, nil
+	return list, err
 }
 
 // fromArchive resolves m to the manifest of the wanted platform and reads its config.
@@ -112,35 +103,40 @@ func (s *Service) fromArchive(ctx context.Context, src *incoming, m remote.Manif
 	return r, err
 }
 
-// allOf resolves every manifest of a container image below m.
-func (s *Service) allOf(ctx context.Context, src *incoming, m remote.Manifest, depth int) (list []resolved, err error) {
+// eachBelow resolves every manifest of a container image below m and calls do for it. seen are the digests of those that were met:
+// indexes can name one many times.
+func (s *Service) eachBelow(ctx context.Context, src *incoming, m remote.Manifest, depth int, seen map[digest.Digest]bool, do func(*resolved) error) error {
+	if seen[m.Digest] {
+		return nil
+	}
+	seen[m.Digest] = true
 	doc, index, err := parseDocument(m)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !index {
 		r, err := s.fromArchive(ctx, src, m, platforms.All)
-		return []resolved{r}, err
+		if err != nil {
+			return err
+		}
+		return do(&r)
 	}
 	if depth == maxIndexDepth {
-		return nil, invalidf("index %s: more than %d indexes before a manifest", m.Digest, maxIndexDepth)
+		return invalidf("index %s: more than %d indexes before a manifest", m.Digest, maxIndexDepth)
 	}
 	for _, e := range doc.Manifests {
-		attestation := e.Platform != nil && e.Platform.OS == "unknown"
-		if !slices.Contains(accepted, e.MediaType) || attestation || !src.archive.Has(e.Digest) { // an archive may have only some
+		if !slices.Contains(accepted, e.MediaType) || isAttestation(e) || !src.archive.Has(e.Digest) { // an archive may have only some
 			continue
 		}
 		next, err := src.manifest(e)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			err = s.eachBelow(ctx, src, next, depth+1, seen, do)
 		}
-		below, err := s.allOf(ctx, src, next, depth+1)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		list = append(list, below...)
 	}
-	return list, nil
+	return nil
 }
 
 // importOne brings the layers of an image and records it.
@@ -263,7 +259,7 @@ func (c *counted) Read(b []byte) (int, error) {
 type shelf struct{ archive *archive.Archive }
 
 func (s shelf) manifest(desc ocispec.Descriptor) (remote.Manifest, error) {
-	data, err := s.archive.Document(desc.Digest, maxManifest)
+	data, err := s.archive.Document(desc.Digest, remote.MaxManifest)
 	if err != nil {
 		return remote.Manifest{}, err
 	}
@@ -275,7 +271,10 @@ func (s shelf) manifest(desc ocispec.Descriptor) (remote.Manifest, error) {
 
 // ManifestByDigest reads a manifest, whose media type is what it says itself.
 func (s shelf) ManifestByDigest(_ context.Context, d digest.Digest, _ []string) (remote.Manifest, error) {
-	data, err := s.archive.Document(d, maxManifest)
+	if !s.archive.Has(d) {
+		return remote.Manifest{}, invalidf("manifest %s is missing: %w", d, fs.ErrNotExist)
+	}
+	data, err := s.archive.Document(d, remote.MaxManifest)
 	return remote.Manifest{Digest: d, Bytes: data}, err
 }
 

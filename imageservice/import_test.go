@@ -246,12 +246,35 @@ func TestImportNamesAndPlatforms(t *testing.T) {
 	if err != nil || len(list) != 2 || list[0].ID != ours.ID.String() || !slices.Equal(list[0].Names, []string{"docker.io/library/all:1"}) || len(list[1].Names) != 0 {
 		t.Errorf("all platforms: %+v, %v", list, err)
 	}
+	some := tarOf(t, append(layout(t, []ocispec.Descriptor{named(top, "", "")}, foreign), member{blobPath(top.Digest), data})...)
+	if list, err = n.imported(t, some, ImportRequest{AllPlatforms: true, Names: []string{"some:1"}}); err != nil || len(list) != 1 || list[0].ID != foreign.ID.String() || len(list[0].Names) != 1 {
+		t.Errorf("all platforms of those that are there: %+v, %v", list, err)
+	}
+	if _, err = n.imported(t, some, ImportRequest{}); !errors.Is(err, ErrInvalidImage) {
+		t.Errorf("the node's platform, which is not there: %v", err)
+	}
 	if _, err = n.imported(t, multi, ImportRequest{Platform: "linux/arm64"}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("platform that is not there: %v", err)
 	}
 	two := tarOf(t, layout(t, []ocispec.Descriptor{ours.Desc, foreign.Desc}, ours, foreign)...)
 	if _, err = n.imported(t, two, ImportRequest{Names: []string{"a:1"}}); !errors.Is(err, ErrInvalidReference) {
 		t.Errorf("one name for two images: %v", err)
+	}
+}
+
+// Indexes that name the same ones over and over lead to 1000 million manifests, and to one.
+func TestImportOfIndexesThatRepeatThemselves(t *testing.T) {
+	img, _ := twoLayers(t, "repeated", registry.Spec{})
+	members, desc := []member{}, img.Desc
+	for range maxIndexDepth {
+		data := encoded(t, ocispec.Index{Manifests: slices.Repeat([]ocispec.Descriptor{desc}, maxDescriptors)})
+		desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(data), Size: int64(len(data))}
+		members = append(members, member{blobPath(desc.Digest), data})
+	}
+	n := newNode(t)
+	list, err := n.imported(t, tarOf(t, append(layout(t, []ocispec.Descriptor{named(desc, "app:1", "")}, img), members...)...), ImportRequest{AllPlatforms: true})
+	if err != nil || len(list) != 1 || list[0].ID != img.ID.String() {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/criserver/criserver/imageservice/archive"
+	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/imageservice/trust"
 )
 
@@ -57,7 +58,7 @@ func tagOf(name string) string { return name[strings.LastIndexByte(name, ':')+1:
 
 // refersTo is what a manifest refers to, empty if it is none that does, and of which artifact type it is.
 func (s *incoming) refersTo(desc ocispec.Descriptor) (subject digest.Digest, artifactType string) {
-	data, err := s.archive.Document(desc.Digest, maxManifest)
+	data, err := s.archive.Document(desc.Digest, remote.MaxManifest)
 	if err != nil {
 		return "", "" // told when it is imported
 	}
@@ -131,7 +132,7 @@ func (s *incoming) Manifest(_ context.Context, d digest.Digest) ([]byte, error) 
 	if !s.archive.Has(d) {
 		return nil, trust.ErrAbsent
 	}
-	return s.archive.Document(d, maxManifest)
+	return s.archive.Document(d, remote.MaxManifest)
 }
 
 // Referrers finds what the archive's index has that refers to a manifest, and what the list of such a tag has.

@@ -177,6 +177,10 @@ func (s *Service) descend(ctx context.Context, src documents, m remote.Manifest,
 // annotationOf says what an entry of an index is to another one, such as an attestation.
 const annotationOf = "vnd.docker.reference.type"
 
+func isAttestation(e ocispec.Descriptor) bool {
+	return e.Annotations[annotationOf] != "" || e.Platform != nil && e.Platform.OS == "unknown"
+}
+
 // choose takes the entry of an index that fits the wanted platform best. Entries without a platform are taken if no other
 // fits, but no artifact in the place of an image for other platforms.
 func choose(index digest.Digest, entries []ocispec.Descriptor, wanted platforms.MatchComparer) (ocispec.Descriptor, error) {
@@ -186,8 +190,8 @@ func choose(index digest.Digest, entries []ocispec.Descriptor, wanted platforms.
 		if !slices.Contains(accepted, e.MediaType) {
 			continue
 		}
-		if e.Annotations[annotationOf] != "" || e.Platform != nil && e.Platform.OS == "unknown" {
-			continue // an attestation
+		if isAttestation(e) {
+			continue
 		}
 		if err := e.Digest.Validate(); err != nil {
 			return e, invalidf("index %s: entry %d: %w", index, i, err)
