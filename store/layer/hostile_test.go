@@ -33,6 +33,7 @@ func hardlink(name, target string) member {
 
 func TestHostileLayersAreRefused(t *testing.T) {
 	limits := tarstream.DefaultLimits()
+	limits.Holes = 100_000
 	limits.Entries, limits.Bytes, limits.Depth, limits.XattrBytes, limits.Text, limits.PathBytes = 100, 1<<20, 20, 4000, 20000, 4095
 	big := member{header: tar.Header{Name: "big", Typeflag: tar.TypeReg, Size: 600 << 10}, content: strings.Repeat("b", 600<<10)}
 	bigger := big
@@ -139,6 +140,8 @@ func TestHostileLayersAreRefused(t *testing.T) {
 		{name: "sparse map with negative numbers", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1", "GNU.sparse.map=-10,20", "GNU.sparse.size=100"), want: `before its first entry`},
 		{name: "sparse file of exabytes", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1", "GNU.sparse.map=0,1", "GNU.sparse.size=4611686018427387904"),
 			want: `"f": contents are together more than the limit of 1048576 bytes`},
+		{name: "holes over the limit", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1", "GNU.sparse.map=100001,0", "GNU.sparse.size=100001"),
+			want: `"f": holes are together more than the limit of 100000 bytes`},
 		{name: "sparse map with many pieces", raw: pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1000000000", "GNU.sparse.map=0,1", "GNU.sparse.size=100"), want: `before its first entry`},
 		{name: "device number that is negative", members: []member{}, raw: tartest.Patch(tartest.Header("dev", '3', "00000000000\x00"), 329, []byte("\xff\xff\xff\xff\xff\xff\xff\xff")), want: `"dev": device number -1:0 is out of range`},
 		{name: "link to nothing", members: []member{symlink("l", "")}, want: `"l": symbolic link to nothing`},

@@ -139,7 +139,7 @@ func (b *bench) takeLives(ctx context.Context, all []*daemon, net network, every
 		return nil, nil, err
 	}
 	printTimes(loop, lone)
-	printStages(stages, net)
+	printStages("with the "+string(net)+" network", stages)
 	return loop, lone, nil
 }
 
@@ -165,7 +165,7 @@ func (b *bench) lifePeers() ([]contender, error) {
 }
 
 // printStages prints what each stage of criserver's operations took, as the flight recorder has it.
-func printStages(operations []operation, net network) {
+func printStages(what string, operations []operation) {
 	var r results
 	for _, o := range operations {
 		if o.Error != "" || len(o.Stages) == 0 {
@@ -176,7 +176,7 @@ func printStages(operations []operation, net network) {
 			r.add(o.Name, lap{s.Name, s.Took})
 		}
 	}
-	heading("CRI: stages of criserver with the " + string(net) + " network, from its flight recorder, ms")
+	heading("CRI: stages of criserver " + what + ", from its flight recorder, ms")
 	t := table{header: []string{"operation", "stage", "p50", "p99", "times"}}
 	for _, s := range r {
 		t.add(s.contender, s.lap, ms(s.percentile(0.5)), ms(s.percentile(0.99)), fmt.Sprint(len(s.times)))

@@ -100,7 +100,25 @@ func measurePull(ctx context.Context, b *bench) error {
 	heading(fmt.Sprintf("Pulling %d files in %d gzip layers, %d MB packed, %d MB plain, from docker-registry on loopback, ms", files, pulledLayers, m.packed()>>20, m.plain>>20))
 	printTimes(r, nil)
 	b.reportPull(r, parts)
+	if err := printPullStages(ctx, parts); err != nil {
+		return err
+	}
 	return b.measureEntries(ctx, parts[0])
+}
+
+// printPullStages says where all pulls of this program, and of the build beside it, were.
+func printPullStages(ctx context.Context, parts []*pullPart) error {
+	for _, p := range parts {
+		if p.name != ours && p.name != peerOther {
+			continue
+		}
+		stages, err := p.operations(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		printStages("that pulls and removes, "+p.name, stages)
+	}
+	return nil
 }
 
 // reportPull prints what the times do not say, and compares.

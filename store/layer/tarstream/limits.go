@@ -13,6 +13,7 @@ var ErrInvalid = errors.New("invalid layer")
 type Limits struct {
 	Entries    int   // entries and the parent directories that they imply
 	Bytes      int64 // of the archive, and of all file contents together once holes are filled
+	Holes      int64 // bytes of contents that the archive does not have, but a map of sparse files fills with zeros: they cost time
 	PathBytes  int   // of a name, or the target of a hard link, as the archive spells it
 	NameBytes  int   // of one component
 	Depth      int   // directories above an entry, counted where it comes to lie
@@ -25,6 +26,7 @@ func DefaultLimits() Limits {
 	return Limits{
 		Entries:    4 << 20,
 		Bytes:      1 << 40,
+		Holes:      1 << 36,
 		PathBytes:  64 << 10,
 		NameBytes:  255, // NAME_MAX
 		Depth:      512,

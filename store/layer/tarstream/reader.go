@@ -22,6 +22,8 @@ type Reader struct {
 	content int64  // bytes of all contents so far
 	last    string // the entry that Next gave last, for messages
 	entry   *Entry // what Next gave last; nil if its content counts as part of the frame
+	sparse  bool   // what Next gave last has holes that the archive does not have
+	holes   int64  // bytes of these so far
 }
 
 // bufferSize saves small reads of headers; contents go around the buffer when they are larger.
@@ -73,7 +75,7 @@ func (r *Reader) Next() (*Entry, error) {
 		if r.content += e.Size; r.content > r.limits.Bytes || r.content < 0 {
 			return nil, Invalidf(h.Name, "contents are together more than the limit of %d bytes", r.limits.Bytes)
 		}
-		if !sparse(h) {
+		if r.sparse = sparse(h); !r.sparse {
 			r.entry = e
 		}
 		return e, nil
@@ -86,8 +88,15 @@ func (r *Reader) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("read layer: %w", err)
 	}
 	r.tap.kept = r.entry != nil
+	before := r.tap.read
 	n, err := r.tar.Read(p)
 	r.tap.kept = false
+	if r.sparse {
+		r.holes += int64(n) - (r.tap.read - before)
+	}
+	if r.holes > r.limits.Holes {
+		return 0, Invalidf(r.last, "holes are together more than the limit of %d bytes", r.limits.Holes)
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = r.fault(err)
 	}

@@ -12,12 +12,14 @@ import (
 type tap struct {
 	r      io.Reader
 	frame  *frame.Writer // nil: not wanted
+	read   int64         // bytes
 	kept   bool          // what is read now goes to the store
 	passed int64         // bytes of the content that went there
 }
 
 func (t *tap) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
+	t.read += int64(n)
 	switch {
 	case t.frame == nil:
 	case t.kept:
