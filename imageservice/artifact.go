@@ -66,18 +66,15 @@ func artifactParts(d digest.Digest, doc document, most int) ([]artifactPart, err
 		if l.Size < 0 {
 			return nil, invalidf("artifact %s: layer %d: size is %d", d, i, l.Size)
 		}
-		_, archive := archiveCompression(l.MediaType)
-		name := l.Annotations[ocispec.AnnotationTitle]
-		if name == "" && !archive {
-			name = l.Annotations[annotationFilepath]
-		}
-		switch {
-		case archive && (name == "" || l.Annotations[annotationUnpack] == "true"):
-			parts = append(parts, artifactPart{desc: l})
-			continue
-		case name == "":
+		p, shown := partOf(l)
+		if !shown {
 			continue
 		}
+		if p.file == "" {
+			parts = append(parts, p)
+			continue
+		}
+		name := p.file
 		if err := checkFileName(name); err != nil {
 			return nil, invalidf("artifact %s: layer %d: name %q: %w", d, i, name, err)
 		}
@@ -85,7 +82,7 @@ func artifactParts(d digest.Digest, doc document, most int) ([]artifactPart, err
 			return nil, invalidf("artifact %s: layer %d: name %q is that of another layer", d, i, name)
 		}
 		names[name] = true
-		parts = append(parts, artifactPart{desc: l, file: name})
+		parts = append(parts, p)
 	}
 	if len(parts) > most {
 		return nil, invalidf("artifact %s: %d layers are more than the %d allowed", d, len(parts), most)
@@ -94,6 +91,32 @@ func artifactParts(d digest.Digest, doc document, most int) ([]artifactPart, err
 		return nil, invalidf("artifact %s of type %q has nothing that a volume can show: no layer is an archive, or has a name in annotation %s", d, artifactKind(doc), ocispec.AnnotationTitle)
 	}
 	return parts, nil
+}
+
+// partOf says what of a layer a volume shows, if it shows it.
+func partOf(l ocispec.Descriptor) (p artifactPart, shown bool) {
+	_, archive := archiveCompression(l.MediaType)
+	name := l.Annotations[ocispec.AnnotationTitle]
+	if name == "" && !archive {
+		name = l.Annotations[annotationFilepath]
+	}
+	if archive && (name == "" || l.Annotations[annotationUnpack] == "true") {
+		return artifactPart{desc: l}, true
+	}
+	return artifactPart{desc: l, file: name}, name != ""
+}
+
+// keepConfig reads an artifact's config if it is small enough to be kept. Only an export needs it.
+func (s *Service) keepConfig(ctx context.Context, src documents, r *resolved) error {
+	c := r.doc.Config
+	if c.Digest == ocispec.DescriptorEmptyJSON.Digest || c.Digest.Validate() != nil || c.Size > imagedb.MaxDocument {
+		return nil
+	}
+	data, err := src.ReadBlob(ctx, c, imagedb.MaxDocument)
+	if err == nil {
+		r.kept = append(r.kept, data)
+	}
+	return err
 }
 
 // checkFileName wants a path below the root that means the same to everybody.
@@ -120,6 +143,9 @@ func (s *Service) pullArtifact(ctx context.Context, t target, src *source, r *re
 	}
 	for _, p := range parts {
 		a.want(p.key(), p.desc.Size, s.presentPart(p) != "")
+	}
+	if err := stage.Run(ctx, "config", resolveBound, func(ctx context.Context) error { return s.keepConfig(ctx, src, r) }); err != nil {
+		return "", err
 	}
 	defer a.follow(ctx, reportEvery)()
 	var names []string
@@ -221,7 +247,7 @@ func (s *Service) recordArtifact(r *resolved, parts []artifactPart, names, repoD
 	img := imagedb.Image{
 		ID: r.manifest.Digest, ArtifactType: artifactKind(r.doc), ManifestDigest: r.manifest.Digest, Manifest: r.manifest.Bytes,
 		Names: names, RepoDigests: repoDigests, DiffIDs: diffIDs,
-		Size: int64(len(r.manifest.Bytes)) + s.size(unique(diffIDs)), PulledAt: time.Now().UTC(),
+		Size: int64(len(r.manifest.Bytes)) + s.size(unique(diffIDs)), PulledAt: time.Now().UTC(), Documents: r.kept,
 	}
 	for _, p := range parts {
 		img.Parts = append(img.Parts, p.key())

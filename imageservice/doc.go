@@ -22,7 +22,9 @@
 // Import takes images from an archive (package archive) as Pull does from a registry: the same digests are verified, the same
 // limits hold, and a layer that a pull fetches at the same time is unpacked once. Export rebuilds layers byte for byte from
 // their frames, so ids stay. Compressed bytes are not kept: a manifest that speaks of compressed layers is replaced in the
-// archive by one that speaks of plain ones, and comes along as a blob; Import finds it there and keeps it.
+// archive by one that speaks of plain ones, and comes along as a blob; Import finds it there and keeps it. So do the indexes by which
+// the image was reached: a repository digest is taken from an archive only with the documents that lead from it to the image.
+// The manifest of an artifact is never replaced; its parts come back under their digests, or it cannot be exported.
 // Package trust is asked about every name that an image gets by an import, as if it were pulled by that; what it looks for is in the
 // archive. Configuration can let imports in (Verification.AnyImport).
 //

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -17,8 +19,9 @@ import (
 
 // Export writes images as one archive that is an OCI layout and Docker's archive at once. Layers come out as they were
 // before they were compressed, so ids stay the same. The manifest stays if its layers were not compressed; else there is
-// a new one, and the former is in the archive for those who import it here. An image given by a tag has only that name
-// in the archive, any other all that it has. ErrNotFound if one is not present.
+// a new one, and the former is in the archive for those who import it here, as are indexes that lead to it. An image given by a tag
+// has only that name in the archive, any other all that it has. An artifact keeps its manifest; it cannot be exported if bytes of it
+// were not kept. ErrNotFound if one is not present.
 func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Progress) error {
 	var exports []archive.Export
 	layers := map[digest.Digest]archive.Layer{} // each is written once
@@ -26,9 +29,6 @@ func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Pro
 		img := find(s.db.Snapshot(), ref)
 		if img == nil {
 			return fmt.Errorf("export: %w: %s", ErrNotFound, ref)
-		}
-		if img.ArtifactType != "" {
-			return fmt.Errorf("export: %s is an artifact of type %q, not an image", ref, img.ArtifactType)
 		}
 		held := unique(img.DiffIDs)
 		if err := s.holds.acquire(ctx, held); err != nil {
@@ -51,12 +51,25 @@ func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Pro
 	return nil
 }
 
-// export describes an image whose layers are held; layers are those of the images before it.
+// export describes an image or artifact whose layers are held; layers are those of the images before it.
 func (s *Service) export(ctx context.Context, img *imagedb.Image, ref string, layers map[digest.Digest]archive.Layer, p *Progress) (e archive.Export, err error) {
-	e = archive.Export{Names: img.Names, Config: img.Config}
+	names, repoDigests := img.Names, img.RepoDigests
 	if t, err := parse(ref); err == nil && t.tag != "" && s.db.Snapshot().ByName(t.String()) == img {
-		e.Names = []string{t.String()}
+		names = []string{t.String()}
+		repoDigests = slices.DeleteFunc(slices.Clone(repoDigests), func(d string) bool { return !strings.HasPrefix(d, t.repo.Name()+"@") })
 	}
+	if img.ArtifactType != "" {
+		e, err = s.exportArtifact(ctx, img, layers, p)
+	} else {
+		e, err = s.exportImage(ctx, img, layers, p)
+	}
+	e.Names = names
+	vouch(&e, img, repoDigests)
+	return e, err
+}
+
+func (s *Service) exportImage(ctx context.Context, img *imagedb.Image, layers map[digest.Digest]archive.Layer, p *Progress) (e archive.Export, err error) {
+	e = archive.Export{Config: img.Config}
 	total := int64(0)
 	for _, id := range img.DiffIDs {
 		l, known := layers[id]

@@ -31,8 +31,11 @@ type Imported struct {
 	ID          string   `json:"id"`
 	Names       []string `json:"repoTags"`
 	RepoDigests []string `json:"repoDigests"`
-	Platform    string   `json:"platform"`
-	Present     bool     `json:"present"` // before, with all these names
+	Platform    string   `json:"platform"` // of an image
+
+	ArtifactType string `json:"artifactType,omitempty"` // of an artifact
+
+	Present bool `json:"present"` // before, with all these names
 }
 
 // Import brings the images of an archive onto the node: everything is verified as if it came from a registry, and layers
@@ -69,7 +72,7 @@ func (s *Service) importImage(ctx context.Context, src *incoming, img archive.Im
 		return nil, err
 	}
 	bring := func(found *resolved) error {
-		if slices.ContainsFunc(list, func(i Imported) bool { return i.ID == string(found.doc.Config.Digest) }) {
+		if slices.ContainsFunc(list, func(i Imported) bool { return i.ID == string(found.id()) }) {
 			return nil
 		}
 		one, err := s.importOne(ctx, src, img, found, r, len(list) == 0)
@@ -91,13 +94,14 @@ func (s *Service) importImage(ctx context.Context, src *incoming, img archive.Im
 	return list, err
 }
 
-// fromArchive resolves m to the manifest of the wanted platform and reads its config.
+// fromArchive resolves m to the manifest of the wanted platform, or of an artifact, and reads its config.
 func (s *Service) fromArchive(ctx context.Context, src *incoming, m remote.Manifest, wanted platforms.MatchComparer) (resolved, error) {
 	r, err := s.descend(ctx, src, m, wanted)
-	if err == nil && r.artifact {
-		err = invalidf("manifest %s: it is an artifact of type %q, not an image", r.manifest.Digest, artifactKind(r.doc))
-	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case r.artifact:
+		err = s.keepConfig(ctx, src, &r)
+	default:
 		err = s.fetchConfig(ctx, src, &r, wanted)
 	}
 	return r, err
@@ -139,21 +143,30 @@ func (s *Service) eachBelow(ctx context.Context, src *incoming, m remote.Manifes
 	return nil
 }
 
-// importOne brings the layers of an image and records it.
+// importOne brings the layers of an image or artifact and records it.
 func (s *Service) importOne(ctx context.Context, src *incoming, img archive.Image, r *resolved, request ImportRequest, named bool) (one Imported, err error) {
-	one = Imported{ID: string(r.doc.Config.Digest), Names: []string{}, RepoDigests: []string{}, Platform: platforms.Format(r.image.Platform)}
+	one = Imported{ID: string(r.id()), Names: []string{}, RepoDigests: []string{}}
+	if r.artifact {
+		one.ArtifactType = artifactKind(r.doc)
+	} else {
+		one.Platform = platforms.Format(r.image.Platform)
+	}
 	if err := s.original(ctx, src, img, r); err != nil {
 		return one, err
 	}
 	if named {
-		if one.Names, one.RepoDigests, err = importNames(img, src.archive.NamesOf(r.doc.Config.Digest), r, request.Names); err != nil {
+		claimed, err := s.claims(ctx, src, img, r)
+		if err != nil {
+			return one, err
+		}
+		if one.Names, one.RepoDigests, err = importNames(img, src.archive.NamesOf(r.doc.Config.Digest), r, request.Names, claimed); err != nil {
 			return one, err
 		}
 	}
 	if err := src.verify(ctx, img, r, one.Names, one.RepoDigests); err != nil {
 		return one, err
 	}
-	one.Present = s.hasAll(r.doc.Config.Digest, slices.Concat(one.Names, one.RepoDigests))
+	one.Present = s.hasAll(r.id(), slices.Concat(one.Names, one.RepoDigests))
 	if one.Present {
 		return one, nil
 	}
@@ -163,15 +176,23 @@ func (s *Service) importOne(ctx context.Context, src *incoming, img archive.Imag
 	}
 	ctx, op := s.cfg.Recorder.Start(ctx, "import", subject)
 	defer func() { op.End(err) }()
+	if r.artifact {
+		return one, s.importArtifact(ctx, src, r, one, request.Progress)
+	}
+	return one, s.importLayers(ctx, src, r, one, request.Progress)
+}
+
+// importLayers brings the layers of an image and records it.
+func (s *Service) importLayers(ctx context.Context, src *incoming, r *resolved, one Imported, p *Progress) error {
 	diffIDs := unique(r.image.RootFS.DiffIDs)
 	if err := s.holds.acquire(ctx, diffIDs); err != nil {
-		return one, err
+		return err
 	}
-	request.Progress.expect(r)
+	p.expect(r)
 	defer s.layers.HoldSync()()
-	err = stage.Run(ctx, "layers", 0, func(ctx context.Context) error {
+	err := stage.Run(ctx, stageLayers, 0, func(ctx context.Context) error {
 		return s.eachLayer(ctx, r, func(ctx context.Context, desc ocispec.Descriptor, diffID digest.Digest) error {
-			return s.take(ctx, src, desc, diffID, request.Progress)
+			return s.take(ctx, src, desc, diffID, p)
 		})
 	})
 	if err == nil {
@@ -179,10 +200,36 @@ func (s *Service) importOne(ctx context.Context, src *incoming, img archive.Imag
 	}
 	if err != nil {
 		if releaseErr := s.holds.release(diffIDs); releaseErr != nil {
-			s.log.Warn("layers of a failed import stay", "image", subject, "error", releaseErr)
+			s.log.Warn("layers of a failed import stay", "image", one.ID, "error", releaseErr)
 		}
 	}
-	return one, err
+	return err
+}
+
+// importArtifact brings the parts of an artifact and records it.
+func (s *Service) importArtifact(ctx context.Context, src *incoming, r *resolved, one Imported, p *Progress) error {
+	parts, err := artifactParts(r.manifest.Digest, r.doc, s.cfg.Limits.Layers)
+	if err != nil {
+		return err
+	}
+	total := int64(0)
+	for _, a := range parts {
+		total += a.desc.Size
+	}
+	p.begin(one.ID, total)
+	return s.putArtifact(ctx, r, parts, one.Names, one.RepoDigests, func(ctx context.Context, a artifactPart) (digest.Digest, error) {
+		done, err := s.part(ctx, a, func(ctx context.Context) (part, bool, error) {
+			return s.parts.do(ctx, a.key(), true, func(ctx context.Context) (part, error) {
+				return s.bringPart(ctx, a, func(ctx context.Context, what wanted) (digest.Digest, error) {
+					return s.unpackFrom(ctx, src, &transfer{wanted: what}, p)
+				})
+			})
+		})
+		if err == nil && done.entry == nil {
+			p.add(a.desc.Size)
+		}
+		return done.id, err
+	})
 }
 
 // hasAll says whether the image is present and has all these names.
@@ -202,7 +249,8 @@ func (s *Service) take(ctx context.Context, src *incoming, desc ocispec.Descript
 		}
 		_, ours, err := s.fetches.do(ctx, string(diffID), true, func(ctx context.Context) (*progress.Layer, error) {
 			return s.once(ctx, desc, diffID, func(ctx context.Context, entry *progress.Layer) error {
-				return s.unpackFrom(ctx, src, &transfer{wanted: wanted{desc: desc, diffID: diffID, entry: entry}}, p)
+				_, err := s.unpackFrom(ctx, src, &transfer{wanted: wanted{desc: desc, diffID: diffID, entry: entry}}, p)
+				return err
 			})
 		})
 		if err == nil && ours {
@@ -215,28 +263,28 @@ func (s *Service) take(ctx context.Context, src *incoming, desc ocispec.Descript
 }
 
 // unpackFrom brings one layer from the archive into the store.
-func (s *Service) unpackFrom(ctx context.Context, src *incoming, t *transfer, p *Progress) error {
+func (s *Service) unpackFrom(ctx context.Context, src *incoming, t *transfer, p *Progress) (id digest.Digest, err error) {
 	desc := t.desc
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	f, err := src.archive.Blob(desc.Digest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return invalidf("blob %s is missing in the archive", desc.Digest)
+		return "", invalidf("blob %s is missing in the archive", desc.Digest)
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() { _ = f.Close() }() // only read
 	if f.Size() != desc.Size {
-		return invalidf("blob %s has %d bytes, the manifest says %d", desc.Digest, f.Size(), desc.Size)
+		return "", invalidf("blob %s has %d bytes, the manifest says %d", desc.Digest, f.Size(), desc.Size)
 	}
 	t.blob = &counted{ctx, f, p}
-	_, err = s.unpack(ctx, cancel, t)
+	id, err = s.unpack(ctx, cancel, t)
 	var content contentError
 	if errors.As(err, &content) {
 		err = fmt.Errorf("%w: %w", ErrInvalidImage, err)
 	}
-	return err
+	return id, err
 }
 
 // counted is a blob that is being read.

@@ -17,12 +17,16 @@ import (
 const annotationManifest = "io.criserver.image.manifest"
 
 // importNames are the names that an image of an archive gets: those that were asked for, else what the archive says.
-func importNames(img archive.Image, docker []string, r *resolved, asked []string) (names, repoDigests []string, err error) {
+// claimed are repository digests that the archive gives it and that were shown to be its.
+func importNames(img archive.Image, docker []string, r *resolved, asked, claimed []string) (names, repoDigests []string, err error) {
 	spelled := asked
 	if len(asked) == 0 {
 		spelled = slices.Concat(img.Names, docker)
 	}
 	names, repoDigests = []string{}, []string{}
+	if len(asked) == 0 {
+		repoDigests = append(repoDigests, claimed...)
+	}
 	for _, ref := range spelled {
 		if len(asked) > 0 && img.Tag != "" && !hasTag(ref) {
 			ref += ":" + img.Tag
@@ -37,7 +41,7 @@ func importNames(img archive.Image, docker []string, r *resolved, asked []string
 		if t.tag != "" && !slices.Contains(names, t.String()) {
 			names = append(names, t.String())
 		}
-		if d := t.repo.Name() + "@" + r.top.String(); !img.Made && !slices.Contains(repoDigests, d) {
+		if d := t.repo.Name() + "@" + r.top.String(); !img.Made && !slices.ContainsFunc(repoDigests, func(have string) bool { return strings.HasPrefix(have, t.repo.Name()+"@") }) {
 			repoDigests = append(repoDigests, d)
 		}
 	}

@@ -120,6 +120,16 @@ type resolved struct {
 	artifact bool // there is no image's config
 	config   []byte
 	image    ocispec.Image
+
+	kept [][]byte // indexes of the chain, an artifact's config
+}
+
+// id is what the image, or artifact, is known by.
+func (r *resolved) id() digest.Digest {
+	if r.artifact {
+		return r.manifest.Digest
+	}
+	return r.doc.Config.Digest
 }
 
 // documents is where manifests and configs come from.
@@ -158,6 +168,7 @@ func (s *Service) descend(ctx context.Context, src documents, m remote.Manifest,
 			}
 			return r, s.checkManifest(m.Digest, doc)
 		}
+		r.kept = append(r.kept, m.Bytes)
 		if depth == maxIndexDepth {
 			return r, invalidf("index %s: more than %d indexes before a manifest", m.Digest, maxIndexDepth)
 		}

@@ -69,13 +69,39 @@ func (s *Service) bringPart(ctx context.Context, p artifactPart, bring func(cont
 
 // archiveOf is an archive of one file, which is the same for the same file always. content has size bytes.
 func archiveOf(name string, size int64, content io.Reader) (io.ReadCloser, error) {
-	var head bytes.Buffer
-	w := tar.NewWriter(&head)
-	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0)})
+	head, err := headOf(name, size)
 	if err != nil {
-		return nil, invalidf("name %q: %w", name, err)
+		return nil, err
 	}
 	const block = 512
 	tail := make([]byte, (block-size%block)%block+2*block)
-	return io.NopCloser(io.MultiReader(&head, content, bytes.NewReader(tail))), nil
+	return io.NopCloser(io.MultiReader(bytes.NewReader(head), content, bytes.NewReader(tail))), nil
+}
+
+// headOf is what is before the content in such an archive.
+func headOf(name string, size int64) ([]byte, error) {
+	var head bytes.Buffer
+	err := tar.NewWriter(&head).WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o644, ModTime: time.Unix(0, 0)})
+	if err != nil {
+		return nil, invalidf("name %q: %w", name, err)
+	}
+	return head.Bytes(), nil
+}
+
+// window passes on what comes after skip bytes, and only left bytes of it.
+type window struct {
+	w          io.Writer
+	skip, left int64
+}
+
+func (w *window) Write(p []byte) (int, error) {
+	from := min(w.skip, int64(len(p)))
+	piece := p[from:]
+	piece = piece[:min(w.left, int64(len(piece)))]
+	w.skip -= from
+	w.left -= int64(len(piece))
+	if _, err := w.w.Write(piece); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }

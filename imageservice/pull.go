@@ -248,7 +248,7 @@ func (s *Service) put(r *resolved, names, repoDigests []string, diffIDs []digest
 		ManifestDigest: r.manifest.Digest, Manifest: r.manifest.Bytes,
 		Names: names, RepoDigests: repoDigests, DiffIDs: r.image.RootFS.DiffIDs,
 		Size:     int64(len(r.config)+len(r.manifest.Bytes)) + s.size(diffIDs),
-		PulledAt: time.Now().UTC(),
+		PulledAt: time.Now().UTC(), Documents: r.kept,
 	}
 	s.images.Lock()
 	present := s.db.Snapshot().ByID(img.ID) != nil

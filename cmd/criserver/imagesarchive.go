@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,7 @@ from a pipe is copied first, to the directory of images. Images that are present
 					if img.Present {
 						note = " (was present)"
 					}
-					if _, err := fmt.Fprintf(w, "%s %s %s%s\n", img.ID, img.Platform, strings.Join(names(img.Names, img.RepoDigests), " "), note); err != nil {
+					if _, err := fmt.Fprintf(w, "%s %s %s%s\n", img.ID, cmp.Or(img.Platform, img.ArtifactType), strings.Join(names(img.Names, img.RepoDigests), " "), note); err != nil {
 						return err
 					}
 				}
@@ -90,7 +91,8 @@ func (c *imagesCommand) newExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "export -o FILE|- IMAGE...", Short: "Export images to an archive", Args: cobra.MinimumNArgs(1),
 		Long: `Export writes one tar that is an OCI layout and Docker's archive at once. Layers in it are not compressed, and are byte for
-byte what they were before the registry compressed them: images keep their ids. The whole tar is compressed if the file's
+byte what they were before the registry compressed them: images keep their ids. An artifact can be exported if none of it was
+compressed. The whole tar is compressed if the file's
 name ends with .gz, .tgz or .zst, or --compress says so.`,
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			how, err := compression(compress, output)

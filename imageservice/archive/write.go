@@ -23,11 +23,12 @@ type Export struct {
 	Config   []byte
 	More     [][]byte // other small blobs
 	Layers   []Layer  // bottom first
+	Artifact bool     // Docker's archive has no place for it
 }
 
-// Layer is a plain layer to be written.
+// Layer is a plain layer to be written, or a layer of an artifact.
 type Layer struct {
-	DiffID digest.Digest
+	DiffID digest.Digest           // of an artifact's layer, its digest
 	Size   int64                   // of the tar
 	Write  func(w io.Writer) error // writes exactly Size bytes
 }
@@ -39,11 +40,15 @@ func Write(w io.Writer, images []Export) error {
 	docker := []dockerImage{}
 	for _, img := range images {
 		index.Manifests = append(index.Manifests, entries(img)...)
-		docker = append(docker, dockerEntry(img))
+		if !img.Artifact {
+			docker = append(docker, dockerEntry(img))
+		}
 	}
 	out.document(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
 	out.document(ocispec.ImageIndexFile, index)
-	out.document(dockerFile, docker)
+	if len(docker) > 0 {
+		out.document(dockerFile, docker)
+	}
 	for _, img := range images {
 		out.bytes(blobName(img.Desc.Digest), img.Manifest)
 		for _, data := range append([][]byte{img.Config}, img.More...) {

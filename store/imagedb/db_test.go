@@ -387,3 +387,26 @@ func BenchmarkPut(b *testing.B) {
 		put(b, db, img)
 	}
 }
+
+// Documents of several pulls add up, each once, up to a bound; none is very large.
+func TestDocuments(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "images.db")
+	db, _ := open(t, path)
+	one := image(1, "r.io/a:1")
+	one.Documents = [][]byte{[]byte("first"), []byte("first"), make([]byte, MaxDocument+1)}
+	put(t, db, one)
+	one.Documents = [][]byte{[]byte("second")}
+	put(t, db, one)
+	closeDB(t, db)
+	db, _ = open(t, path)
+	if got := db.Snapshot().ByID(one.ID).Documents; len(got) != 2 || string(got[0]) != "second" || string(got[1]) != "first" {
+		t.Errorf("got %q", got)
+	}
+	for i := range 2 * maxDocuments {
+		one.Documents = [][]byte{fmt.Append(nil, i)}
+		put(t, db, one)
+	}
+	if got := db.Snapshot().ByID(one.ID).Documents; len(got) != maxDocuments || string(got[0]) != "15" {
+		t.Errorf("got %q", got)
+	}
+}

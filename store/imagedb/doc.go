@@ -1,4 +1,4 @@
-// Package imagedb remembers which images there are: names, digests, config, manifest and layers of each.
+// Package imagedb remembers which images there are: names, digests, config, manifest and layers of each, and small documents of theirs.
 //
 // It owns one bbolt file and a lock file beside it. It knows nothing of registries or of layer data: whether the
 // layers that an image names are really there is the caller's to find out after Open.

@@ -25,7 +25,16 @@ type Image struct {
 	ManifestDigest digest.Digest   // of Manifest
 	Config         []byte          `json:"-"` // as the registry served it
 	Manifest       []byte          `json:"-"` // as the registry served it; of the last pull if several name this config
+
+	// Documents are small ones that only an export needs: indexes by which the image was reached, an artifact's config. Put
+	// keeps at most maxDocuments, none larger than MaxDocument, those of the last pull before others.
+	Documents [][]byte `json:",omitempty"`
 }
+
+// MaxDocument bounds one of an image's Documents, in bytes.
+const MaxDocument = 256 << 10
+
+const maxDocuments = 8
 
 var errDamaged = errors.New("value does not match its checksum")
 

@@ -1,6 +1,7 @@
 package imagedb
 
 import (
+	"encoding/base64"
 	"errors"
 	"os"
 
@@ -15,7 +16,11 @@ const reserveBase = 1 << 20
 func reserveSize(images []*Image) int64 {
 	largest := 0
 	for _, img := range images {
-		largest = max(largest, len(img.Config)+len(img.Manifest))
+		size := len(img.Config) + len(img.Manifest)
+		for _, d := range img.Documents {
+			size += base64.StdEncoding.EncodedLen(len(d)) // as the record has it
+		}
+		largest = max(largest, size)
 	}
 	return reserveBase + 4*int64(largest)
 }

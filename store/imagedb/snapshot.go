@@ -1,6 +1,7 @@
 package imagedb
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"slices"
@@ -96,7 +97,9 @@ func (s *Snapshot) put(img Image) []*Image {
 		img.Names = union(img.Names, former.Names)
 		img.RepoDigests = union(img.RepoDigests, former.RepoDigests)
 		img.Pinned = img.Pinned || former.Pinned
+		img.Documents = slices.Concat(img.Documents, former.Documents)
 	}
+	img.Documents = distinct(img.Documents)
 	changed := []*Image{&img}
 	for _, id := range slices.Sorted(maps.Keys(losers)) {
 		less := *losers[id]
@@ -105,6 +108,17 @@ func (s *Snapshot) put(img Image) []*Image {
 		changed = append(changed, &less)
 	}
 	return changed
+}
+
+// distinct are the first documents that are kept, each once.
+func distinct(documents [][]byte) (kept [][]byte) {
+	for _, d := range documents {
+		known := slices.ContainsFunc(kept, func(k []byte) bool { return bytes.Equal(k, d) })
+		if !known && len(d) <= MaxDocument && len(kept) < maxDocuments {
+			kept = append(kept, d)
+		}
+	}
+	return kept
 }
 
 func union(a, b []string) []string {
