@@ -60,6 +60,7 @@ type Container struct {
 	spec  *specs.Spec // until Start
 	root  *os.File    // until Start
 	trees []Tree      // until Start
+	ahead *ahead      // until Start or aheadBound; nil: nothing was made ahead
 	stdio []*os.File  // until Start; see ContainerConfig
 	task  uint64      // 0 before Start
 	pid   int
@@ -149,20 +150,18 @@ func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err
 		return nil, err
 	}
 	undo.add(func() error { p.freeSlot(c.record.Slot); return nil })
+	noted := p.note(cc, c.record)
+	undo.add(func() error { return p.forgetRecord(cc.ID) })
 	c.group, err = p.createLeaf(p.parent, cc.ID, cc.Spec.Linux.Resources)
 	if c.group != nil {
 		undo.add(func() error { return c.group.Delete(context.WithoutCancel(ctx)) })
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create cgroup: %w", err)
+		err = fmt.Errorf("create cgroup: %w", err)
 	}
-	if err = p.prepareRoot(cc.Spec, cc.Root); err != nil {
-		return nil, fmt.Errorf("prepare root file system: %w", err)
-	}
-	if err = writeRecord(p.recordPath(cc.ID), c.record); err != nil {
+	if err = errors.Join(err, <-noted); err != nil {
 		return nil, err
 	}
-	undo.add(func() error { return os.Remove(p.recordPath(cc.ID)) })
 	if c.hooks = hooksOf(cc.ID, cc.Spec); c.hooks != nil {
 		undo.add(func() error { return os.RemoveAll(p.bundle(cc.ID)) })
 		if err = p.writeBundle(cc.ID, cc.Spec); err != nil {
@@ -175,7 +174,32 @@ func (p *Pod) Create(ctx context.Context, cc ContainerConfig) (_ *Container, err
 	p.mu.Lock()
 	p.containers[cc.ID] = c
 	p.mu.Unlock()
+	c.startAhead()
 	return c, nil
+}
+
+// note prepares the root and writes the record, while the leaf is made. The channel gives one error or nil; until then the root must
+// stay open.
+func (p *Pod) note(cc ContainerConfig, r record) <-chan error {
+	noted := make(chan error, 1)
+	go func() {
+		err := p.prepareRoot(cc.Spec, cc.Root)
+		if err != nil {
+			err = fmt.Errorf("prepare root file system: %w", err)
+		} else {
+			err = writeRecord(p.recordPath(cc.ID), r)
+		}
+		noted <- err
+	}()
+	return noted
+}
+
+// forgetRecord removes a record, if there is one.
+func (p *Pod) forgetRecord(id string) error {
+	if err := os.Remove(p.recordPath(id)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // roots are the root and the trees.
@@ -347,6 +371,7 @@ func openLog(path string) (*os.File, error) {
 
 // Delete forgets a container that is not running and removes its leaf. It may be repeated.
 func (c *Container) Delete(ctx context.Context) error {
+	c.dropAhead()
 	c.mu.Lock()
 	task, held := c.task, append(ContainerConfig{Root: c.root, Trees: c.trees}.roots(), c.pidfd)
 	c.root, c.trees, c.pidfd = nil, nil, nil
@@ -364,7 +389,7 @@ func (c *Container) Delete(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("remove the bundle: %w", err))
 		}
 	}
-	if err := os.Remove(c.pod.recordPath(c.record.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := c.pod.forgetRecord(c.record.ID); err != nil {
 		errs = append(errs, err)
 	}
 	if len(errs) > 0 {

@@ -12,6 +12,12 @@
 //	oci-<id>.json   what must be known of a container after a restart
 //	bundle-<id>/    of a container with hooks: config.json, and rootfs, where its root is attached while it starts
 //
+// # Starts that begin early
+//
+// When a container has been created its start begins in the background, for it nearly always follows at once: the leaf is opened, and the
+// file systems that are the container's alone are made (ahead). Volumes are opened by Start, and what Start is asked for holds. What
+// waits is bounded in number and given up after some seconds; then Start does all of it.
+//
 // # Hooks
 //
 // A container with OCI hooks starts more slowly than others, which pay nothing for it. Its root is attached in its bundle on

@@ -84,10 +84,11 @@ func (e *Exec) run(ctx context.Context, target *os.File, cfg ExecConfig) error {
 }
 
 func (e *Exec) compile(pass *passing, group *cgroup.Group, target *os.File, cfg ExecConfig) (*program.Program, *os.File, error) {
-	p, dir, err := e.c.process(pass, group)
+	place, err := e.c.openPlace(pass, group)
 	if err != nil {
 		return nil, nil, err
 	}
+	p := e.c.process(pass, place)
 	spec := *e.c.processSpec()
 	spec.Args, spec.Terminal = cfg.Args, cfg.Terminal != nil
 	p.Spec = &spec
@@ -99,7 +100,7 @@ func (e *Exec) compile(pass *passing, group *cgroup.Group, target *os.File, cfg 
 		return nil, nil, err
 	}
 	prog, err := compile.Exec(p, pass.give(target))
-	return prog, dir, err
+	return prog, place.Dir, err
 }
 
 func (e *Exec) streams(pass *passing, cfg ExecConfig) (fds [3]program.FD, err error) {

@@ -153,16 +153,17 @@ func (h *hooking) process(ctx context.Context, one placed, status specs.Containe
 	if err != nil {
 		return err
 	}
-	process, dir, err := h.c.process(pass, h.c.group)
+	place, err := h.c.openPlace(pass, h.c.group)
 	if err != nil {
 		return errors.Join(err, in.Close())
 	}
+	process := h.c.process(pass, place)
 	process.Stdio = [3]program.FD{pass.own(in), pass.give(output), pass.give(output)}
 	as := compile.Hook{Path: one.Path, Args: one.Args, Env: one.Env}
 	if len(as.Args) == 0 {
 		as.Args = []string{one.Path}
 	}
-	request := pause.Start{Exec: true, Cgroup: dir}
+	request := pause.Start{Exec: true, Cgroup: place.Dir}
 	if err := h.enter(pass, &as, &request, pid); err != nil {
 		return err
 	}

@@ -21,10 +21,13 @@ import (
 // namespaces is left to the child.
 func (s *start) mounts(ctx context.Context) ([]compile.Mount, error) {
 	var all []compile.Mount
-	for _, m := range s.spec.Mounts {
-		made, err := s.mount(ctx, m)
-		if err != nil {
-			return nil, fmt.Errorf("mount %s on %s: %w", describe(m), m.Destination, err)
+	for i, m := range s.spec.Mounts {
+		made, ready := s.ahead[i]
+		if !ready {
+			var err error
+			if made, err = s.mount(ctx, m); err != nil {
+				return nil, fmt.Errorf("mount %s on %s: %w", describe(m), m.Destination, err)
+			}
 		}
 		all = append(all, made...)
 	}

@@ -43,6 +43,7 @@ type Runtime struct {
 	foreign  *mount.Foreign
 	lastTask atomic.Uint64
 	endings  endings
+	aheads   atomic.Int32 // starts that began with the creation
 
 	sourceBound time.Duration // tests have less patience
 	cloned      func()        // tests are told that a volume that propagates is cloned and not yet attached

@@ -44,13 +44,20 @@ type start struct {
 	c       *Container
 	spec    *specs.Spec
 	trees   []Tree
-	cgroup  *os.File // cgroup2 directory of the leaf, or nil
+	place   *cgroup.Placement       // nil: not opened yet
+	watched bool                    // the leaf's files for pause are in add
+	ahead   map[int][]compile.Mount // made already, by their index in the spec
 	devpts  *os.File
 	console bool
 	add     pause.Container
 	stdio   [3]program.FD
 	hooking *hooking  // nil: there are no hooks
 	ante    *anteroom // nil: no volume propagates
+}
+
+// newStart begins a start that has done nothing yet.
+func (c *Container) newStart(spec *specs.Spec) *start {
+	return &start{c: c, spec: spec, console: c.record.Process.Terminal && len(c.stdio) == 0}
 }
 
 // Start makes the container run. It can be tried once; after an error the container is as good as exited.
@@ -62,7 +69,8 @@ func (c *Container) Start(ctx context.Context) (err error) {
 	if spec == nil || root == nil {
 		return errors.New("container was started before")
 	}
-	s := &start{c: c, spec: spec, trees: trees}
+	s := c.takeAhead()
+	s.spec, s.trees = spec, trees
 	for _, t := range trees {
 		s.owned = append(s.owned, t.File)
 	}
@@ -130,7 +138,8 @@ func (c *Container) Explain() (string, error) {
 	if spec == nil || root == nil {
 		return "", errors.New("container was started before")
 	}
-	s := &start{c: c, spec: spec, trees: trees}
+	s := c.newStart(spec)
+	s.trees = trees
 	defer s.close()
 	rootFD := s.give(root)
 	if c.hooks != nil {
@@ -147,11 +156,10 @@ func (c *Container) Explain() (string, error) {
 }
 
 func (s *start) compile(ctx context.Context, root program.FD) (*program.Program, error) {
-	process, dir, err := s.c.process(&s.passing, s.c.group)
-	if err != nil {
+	if err := s.openPlace(); err != nil {
 		return nil, err
 	}
-	s.cgroup = dir
+	process := s.c.process(&s.passing, s.place)
 	mounts, err := s.mounts(ctx)
 	if err != nil {
 		return nil, err
@@ -185,16 +193,30 @@ func (s *start) compile(ctx context.Context, root program.FD) (*program.Program,
 	return compile.Start(in)
 }
 
-// process fills what start and exec have in common, and opens the leaf's cgroup2 directory (nil on v1). pass owns the files.
-func (c *Container) process(pass *passing, group *cgroup.Group) (compile.Process, *os.File, error) {
+// openPlace opens what the process gets into the leaf by.
+func (s *start) openPlace() (err error) {
+	if s.place == nil {
+		s.place, err = s.c.openPlace(&s.passing, s.c.group)
+	}
+	return err
+}
+
+// openPlace opens what a process gets into a group by; pass owns it.
+func (c *Container) openPlace(pass *passing, group *cgroup.Group) (*cgroup.Placement, error) {
 	open := group.Placement
 	if c.pod.config.UserNS != nil { // from where CLONE_INTO_CGROUP is not permitted
 		open = group.PlacementByWrite
 	}
 	place, err := open()
 	if err != nil {
-		return compile.Process{}, nil, fmt.Errorf("open cgroup: %w", err)
+		return nil, fmt.Errorf("open cgroup: %w", err)
 	}
+	pass.owned = append(append(pass.owned, place.Tasks...), place.Dir)
+	return place, nil
+}
+
+// process fills what start and exec have in common.
+func (c *Container) process(pass *passing, place *cgroup.Placement) compile.Process {
 	r := c.pod.runtime
 	p := compile.Process{
 		Spec:         c.processSpec(),
@@ -210,10 +232,9 @@ func (c *Container) process(pass *passing, group *cgroup.Group) (compile.Process
 		p.CapPermitted = ^uint64(0)
 	}
 	for _, f := range place.Tasks {
-		p.Tasks = append(p.Tasks, pass.own(f))
+		p.Tasks = append(p.Tasks, pass.give(f))
 	}
-	pass.owned = append(pass.owned, place.Dir)
-	return p, place.Dir, nil
+	return p
 }
 
 func hasNamespace(linux *specs.Linux, kind specs.LinuxNamespaceType) bool {
@@ -269,7 +290,7 @@ func (s *start) run(ctx context.Context, prog *program.Program) error {
 // request says into which namespaces the process is born.
 func (s *start) request(sealed *os.File) (pause.Start, error) {
 	c := s.c
-	req := pause.Start{Task: s.add.Task, CloneFlags: unix.CLONE_NEWNS, Cgroup: s.cgroup, Program: sealed, Files: s.files}
+	req := pause.Start{Task: s.add.Task, CloneFlags: unix.CLONE_NEWNS, Cgroup: s.place.Dir, Program: sealed, Files: s.files}
 	switch {
 	case c.record.TargetPID != "":
 		target, err := c.pod.target(c.record.TargetPID)
@@ -303,12 +324,17 @@ func (p *Pod) target(id string) (*os.File, error) {
 	return c.pidfd, nil
 }
 
+// openMonitors opens what pause watches the leaf by.
 func (s *start) openMonitors() error {
+	if s.watched {
+		return nil
+	}
 	m, err := s.c.group.MonitorFiles()
 	if err != nil {
 		return fmt.Errorf("open cgroup files: %w", err)
 	}
 	s.owned = append(s.owned, m.Events, m.Kill, m.Freezer, m.Procs, m.OOM)
+	s.watched = true
 	s.add.Events, s.add.Kill, s.add.Freezer, s.add.Procs, s.add.OOM = m.Events, m.Kill, m.Freezer, m.Procs, m.OOM
 	return nil
 }

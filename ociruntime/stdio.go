@@ -137,7 +137,6 @@ func (s *start) openTerminal() error {
 	s.add.TTY = master
 	tty := s.own(slave)
 	s.stdio = [3]program.FD{tty, tty, tty}
-	s.console = true
 	return s.resize(fd)
 }
 
