@@ -32,6 +32,7 @@ type building struct {
 	pod     *runtimev1.PodSandboxConfig
 	rtPod   RuntimePod
 	image   imageFacts
+	files   []bool         // which mounts of config are of files
 	root    *os.File       // a detached mount; nil when somebody else has it
 	keeping sync.WaitGroup // keepLayers
 	target  RuntimeContainer
@@ -45,6 +46,7 @@ type building struct {
 // could leave, and goes last.
 var containerSteps = watched(stage.Steps[*building]{
 	{Name: "record", Bound: 30 * time.Second, Do: (*building).begin, Undo: (*building).forget},
+	{Name: "sources", Bound: 30 * time.Second, Do: (*building).seeToSources},
 	{Name: "rootfs", Bound: 2 * time.Minute, Do: (*building).makeRoot, Undo: (*building).releaseRoot},
 	{Name: "layers", Bound: 30 * time.Second, Do: (*building).keepLayers, Undo: (*building).dropLayers},
 	{Name: "volumes", Bound: 10 * time.Minute, Do: (*building).makeVolumes, Undo: (*building).removeVolumes},
@@ -212,7 +214,9 @@ func (b *building) forget(context.Context) error {
 }
 
 func (b *building) makeRoot(ctx context.Context) (err error) {
-	b.root, err = b.p.s.config.Images.Rootfs(ctx, b.image.ID, string(b.id), b.rootOptions())
+	opts := b.rootOptions()
+	opts.MountPoints = b.mountPoints()
+	b.root, err = b.p.s.config.Images.Rootfs(ctx, b.image.ID, string(b.id), opts)
 	return err
 }
 

@@ -127,9 +127,10 @@ type Service struct {
 	halting    sync.RWMutex // taken to close closed, and to begin what must not begin after that
 	background sync.WaitGroup
 
-	plan     func(context.Context, *building) error // makes the spec; replaced by tests without a root file system
-	boundary func(string)                           // set by tests: called between all steps
-	drain    time.Duration                          // drainBound, or what tests have instead
+	plan     func(context.Context, *building) error                          // makes the spec; replaced by tests without a root file system
+	see      func(ctx context.Context, source string) (file bool, err error) // seeToSource; replaced by tests of sources that are not there
+	boundary func(string)                                                    // set by tests: called between all steps
+	drain    time.Duration                                                   // drainBound, or what tests have instead
 }
 
 // namespaces finds and pins network namespaces; tests without root have their own.
@@ -157,6 +158,7 @@ func New(ctx context.Context, config Config) (*Service, error) {
 // connect makes a new Service one of this node, and recovers what there is on it.
 func (s *Service) connect(ctx context.Context) (err error) {
 	s.netns, s.plan = namespaces{pin: cni.PinNetNS, unpin: cni.UnpinNetNS, dial: cni.DialLocalhost}, s.makeSpec
+	s.see = s.seeToSource
 	if s.host, err = host(); err != nil {
 		return fmt.Errorf("ask the node what it has: %w", err)
 	}

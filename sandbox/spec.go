@@ -45,15 +45,7 @@ func host() (specgen.Host, error) {
 }
 
 // makeSpec is the plan of a container: what is asked for, the image and the node in OCI's terms.
-func (s *Service) makeSpec(ctx context.Context, b *building) error {
-	for _, m := range b.config.Mounts {
-		if m.HostPath == "" { // an image
-			continue
-		}
-		if err := s.seeToSource(ctx, m.HostPath); err != nil {
-			return fmt.Errorf("host_path %s of the mount on %s: %w", m.HostPath, m.ContainerPath, err)
-		}
-	}
+func (s *Service) makeSpec(_ context.Context, b *building) error {
 	p := b.p
 	in := specgen.Input{Pod: b.pod, Container: b.config, Image: b.image.Config, ImageName: b.config.Image.Image,
 		PodID: string(p.id), Hostname: p.hostname(b.pod), CgroupsPath: filepath.Join("/", b.pod.GetLinux().GetCgroupParent(), string(b.id)),
@@ -79,16 +71,31 @@ func (s *Service) makeSpec(ctx context.Context, b *building) error {
 	return s.injectDevices(b)
 }
 
+// seeToSources sees to the sources of the mounts that are asked for.
+func (b *building) seeToSources(ctx context.Context) error {
+	b.files = make([]bool, len(b.config.Mounts))
+	for i, m := range b.config.Mounts {
+		if m.HostPath == "" { // an image
+			continue
+		}
+		var err error
+		if b.files[i], err = b.p.s.see(ctx, m.HostPath); err != nil {
+			return fmt.Errorf("host_path %s of the mount on %s: %w", m.HostPath, m.ContainerPath, err)
+		}
+	}
+	return nil
+}
+
 // seeToSource makes a mount's source where there is none yet, but for those that must not become directories.
-func (s *Service) seeToSource(ctx context.Context, path string) error {
+func (s *Service) seeToSource(ctx context.Context, path string) (file bool, err error) {
 	if !slices.Contains(s.settings.Load().RejectAbsent, filepath.Clean(path)) {
 		return s.sources.Make(ctx, path)
 	}
-	err := s.sources.Find(ctx, path)
+	file, err = s.sources.Find(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: it does not exist, and must not be made a directory: %w", ErrInvalid, err)
+		err = fmt.Errorf("%w: it does not exist, and must not be made a directory: %w", ErrInvalid, err)
 	}
-	return err
+	return file, err
 }
 
 // namespaces are where the container's come from, for who reads its spec; the runtime knows them.

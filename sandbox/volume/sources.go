@@ -17,7 +17,7 @@ const sourceBound = 20 * time.Second
 // costs one thread however often it is asked: who asks for the same path waits for the same answer. The zero value is
 // ready for use.
 type Sources struct {
-	look func(path string, absent bool) error // replaced by tests
+	look func(path string, absent bool) (file bool, err error) // replaced by tests
 
 	mu     sync.Mutex
 	asking map[question]*answer
@@ -31,29 +31,30 @@ type question struct {
 
 // answer is that of a file system.
 type answer struct {
-	done chan struct{} // closed when err is set
+	done chan struct{} // closed when the rest is set
+	file bool          // and no directory
 	err  error
 }
 
-// Make sees to one source. It gives up with ctx or after sourceBound.
-func (s *Sources) Make(ctx context.Context, path string) error {
+// Make sees to one source, and says whether it is a file. It gives up with ctx or after sourceBound.
+func (s *Sources) Make(ctx context.Context, path string) (file bool, err error) {
 	return s.see(ctx, question{path, true})
 }
 
 // Find wants a source to be there already; the error is fs.ErrNotExist if it is not.
-func (s *Sources) Find(ctx context.Context, path string) error {
+func (s *Sources) Find(ctx context.Context, path string) (file bool, err error) {
 	return s.see(ctx, question{path, false})
 }
 
-func (s *Sources) see(ctx context.Context, q question) error {
+func (s *Sources) see(ctx context.Context, q question) (file bool, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, sourceBound, fmt.Errorf("its file system has not answered for %s", sourceBound))
 	defer cancel()
 	a := s.ask(q)
 	select {
 	case <-a.done:
-		return a.err
+		return a.file, a.err
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 }
 
@@ -74,7 +75,7 @@ func (s *Sources) ask(q question) *answer {
 	a := &answer{done: make(chan struct{})}
 	s.asking[q] = a
 	go func() {
-		a.err = look(q.path, q.absent)
+		a.file, a.err = look(q.path, q.absent)
 		s.mu.Lock()
 		delete(s.asking, q)
 		s.mu.Unlock()
@@ -84,10 +85,10 @@ func (s *Sources) ask(q question) *answer {
 }
 
 // makeSource makes a directory at path if nothing is there and it may be absent.
-func makeSource(path string, absent bool) error {
-	_, err := os.Stat(path)
+func makeSource(path string, absent bool) (file bool, err error) {
+	info, err := os.Stat(path)
 	if absent && errors.Is(err, fs.ErrNotExist) {
-		err = os.MkdirAll(path, 0o755)
+		return false, os.MkdirAll(path, 0o755)
 	}
-	return err
+	return err == nil && !info.IsDir(), err
 }

@@ -31,6 +31,14 @@
 // The mount of a layer stays open until the layer is removed, so its page cache stays warm from container to
 // container; Kept and Adopt carry it over a restart of criserver.
 //
+// # Mount points
+//
+// A start makes what is missing of the mount points that its container needs (/etc/hosts), by copies in the writable directory: the
+// dearest part of it. So the first root of a combination of layers and RootOptions.MountPoints is looked at, and those that follow
+// stand on a footing: a directory with exactly what the layers lack, links of the image followed, below all of them. A layer's entry
+// hides it, as does a whiteout; then the start makes the mount point as before. Roots with the same needs share one. It is
+// made aside, and never written to afterwards; up to maxFootings that no root stands on are kept, and none over a restart.
+//
 // # What containers write
 //
 // On a file system with project quotas (package quota) each writable directory has a project of its own, from 2^30 up, which
@@ -40,7 +48,8 @@
 //
 //	layers/<algorithm>-<hex>/      a layer: `layer` (record), `frame` (package frame), `sums`, `meta` and `data`, or `fs`
 //	layers/<name>.aside-<n>/       one that could not be synced while a container used it
-//	containers/<id>/               `root` (record: boot, layers, project), `upper`, `work`
+//	containers/<id>/               `root` (record: boot, layers, project, footing), `upper`, `work`
+//	footings/<hash>/               a footing; the hash is of its mount points
 //	empty/                         the lower of images without layers
 //	tmp/, trash/                   unfinished and doomed things; emptied by Open. What RemoveRoot leaves in trash is empty
 //	                               directories, which one goroutine deletes; Close waits for it

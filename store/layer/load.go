@@ -23,6 +23,8 @@ const (
 	upperDir  = "upper"
 	workDir   = "work"
 
+	footingsDir = "footings"
+
 	asideMark = ".aside-" // after the name of a layer's directory that only containers use
 )
 
@@ -47,11 +49,12 @@ type rootRecord struct {
 	Boot    string
 	Layers  []digest.Digest
 	Project uint32 `json:",omitempty"` // of upper and work
+	Footing string `json:",omitempty"` // "": none
 }
 
 // prepare makes the directories and dooms leftovers.
 func (s *Store) prepare() error {
-	for _, dir := range []string{"", "layers", "containers", "trash", "tmp", "empty"} {
+	for _, dir := range []string{"", "layers", "containers", "trash", "tmp", "empty", footingsDir} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return err
 		}
@@ -93,6 +96,10 @@ func (s *Store) load() error {
 			s.deleteLater(s.discard(s.path("layers", d.Name())))
 		}
 	}
+	if err := s.loadFootings(); err != nil {
+		return err
+	}
+	defer s.dropFootings()
 	dirs, err = os.ReadDir(s.path("containers"))
 	if err != nil {
 		return err
@@ -134,6 +141,9 @@ func (s *Store) loadRoot(id string) bool {
 		return false
 	}
 	s.users[id] = nil
+	if r.Footing != "" {
+		s.footings.take(id, r.Footing)
+	}
 	if r.Project != 0 && s.quota != nil {
 		s.projects[id] = r.Project
 	}

@@ -32,14 +32,14 @@ func (m rootMode) describe() string {
 	return "no overlay"
 }
 
-// overlay mounts the container's root; lowers are top first.
-func (s *Store) overlay(id string, lowers []*lowerMount, o RootOptions) (*os.File, error) {
+// overlay mounts the container's root; lowers are top first. A footing is below all of them: what a layer has hides it.
+func (s *Store) overlay(id string, lowers []*lowerMount, footing string, o RootOptions) (*os.File, error) {
 	if s.ns == nil {
-		return s.overlayDetached(id, lowers, o)
+		return s.overlayDetached(id, lowers, footing, o)
 	}
 	var root *os.File
 	err := s.ns.do(func() (err error) {
-		root, err = s.overlayInNS(id, lowers, o)
+		root, err = s.overlayInNS(id, lowers, footing, o)
 		return err
 	})
 	return root, err
@@ -51,7 +51,7 @@ func needsEmpty(lowers []*lowerMount, o RootOptions) bool {
 	return len(lowers) == 0 || o.ReadOnly && len(lowers) == 1
 }
 
-func (s *Store) overlayDetached(id string, lowers []*lowerMount, o RootOptions) (*os.File, error) {
+func (s *Store) overlayDetached(id string, lowers []*lowerMount, footing string, o RootOptions) (*os.File, error) {
 	var held []*os.File // an overlay clones its lowers
 	defer func() {
 		for _, f := range held {
@@ -72,6 +72,10 @@ func (s *Store) overlayDetached(id string, lowers []*lowerMount, o RootOptions) 
 			continue
 		}
 		f, err := idmapped(m.file, o.UserNS)
+		add("lowerdir+", f, err)
+	}
+	if footing != "" {
+		f, err := s.openFooting(s.path(), footing, o)
 		add("lowerdir+", f, err)
 	}
 	if needsEmpty(lowers, o) {
@@ -104,22 +108,44 @@ func finishOverlay(c *fsContext, o RootOptions) (*os.File, error) {
 }
 
 // overlayInNS does the same in the layer namespace, on its thread.
-func (s *Store) overlayInNS(id string, lowers []*lowerMount, o RootOptions) (root *os.File, err error) {
-	var names []string
-	for _, m := range lowers {
-		name := m.name
-		if o.UserNS != nil {
-			clone, err := idmapped(m.file, o.UserNS)
-			if err != nil {
-				return nil, err
-			}
-			name, err = s.ns.attach(clone)
-			if err = errors.Join(err, clone.Close()); err != nil {
-				return nil, err
-			}
-			defer func() { err = errors.Join(err, s.ns.detach(name)) }()
+func (s *Store) overlayInNS(id string, lowers []*lowerMount, footing string, o RootOptions) (root *os.File, err error) {
+	var names, attached []string
+	defer func() {
+		for _, name := range attached {
+			err = errors.Join(err, s.ns.detach(name))
 		}
-		names = append(names, name)
+	}()
+	attach := func(clone *os.File) error {
+		name, err := s.ns.attach(clone)
+		if err == nil {
+			names, attached = append(names, name), append(attached, name)
+		}
+		return errors.Join(err, clone.Close())
+	}
+	for _, m := range lowers {
+		if o.UserNS == nil {
+			names = append(names, m.name)
+			continue
+		}
+		clone, err := idmapped(m.file, o.UserNS)
+		if err == nil {
+			err = attach(clone)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case footing != "" && o.UserNS == nil:
+		names = append(names, filepath.Join(nsStore, footingsDir, footing))
+	case footing != "":
+		clone, err := s.openFooting(nsStore, footing, o)
+		if err == nil && clone != nil {
+			err = attach(clone)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	if needsEmpty(lowers, o) {
 		names = append(names, filepath.Join(nsStore, "empty"))

@@ -128,7 +128,7 @@ func (s *Store) probeRoot(layer *entry) error {
 		_ = os.RemoveAll(s.path("containers", id)) // load removes it otherwise
 		_ = s.freeProject(id, s.projects[id])      // the next that gets it is given its own limit
 	}()
-	if err := s.makeContainerDir(id, nil, RootOptions{}); err != nil {
+	if err := s.makeContainerDir(id, nil, "", RootOptions{}); err != nil {
 		return err
 	}
 	m, err := s.openLower(layer)
@@ -142,7 +142,7 @@ func (s *Store) probeRoot(layer *entry) error {
 			return err
 		}
 	}
-	root, err := s.overlay(id, []*lowerMount{m}, RootOptions{})
+	root, err := s.overlay(id, []*lowerMount{m}, "", RootOptions{})
 	if err == nil {
 		err = root.Close()
 	}

@@ -33,6 +33,9 @@ type RootOptions struct {
 	Label      string   // SELinux context of all files; "" leaves it to the policy
 	ReadOnly   bool     // no writable directory: an image as a volume
 	SubPath    string   // with ReadOnly: mount what is at this path of the image, a file or a directory; "": all of it
+
+	// MountPoints are where the caller will mount something. Those that the image lacks may be there, empty and root's.
+	MountPoints []MountPoint
 }
 
 // Root builds the root file system of a container from layers, bottom first, as a detached mount, which is the
@@ -60,7 +63,8 @@ func (s *Store) Root(ctx context.Context, id string, layers []digest.Digest, o R
 			err = errors.Join(err, s.RemoveRoot(id))
 		}
 	}()
-	if err := s.makeContainerDir(id, layers, o); err != nil {
+	footing, learn := s.stand(id, layers, o)
+	if err := s.makeContainerDir(id, layers, footing, o); err != nil {
 		return nil, err
 	}
 	if len(o.UIDs) > 0 && o.UserNS == nil {
@@ -80,8 +84,14 @@ func (s *Store) Root(ctx context.Context, id string, layers []digest.Digest, o R
 		}
 		lowers = append(lowers, m)
 	}
-	if root, err = s.overlay(id, lowers, o); err != nil || o.SubPath == "" {
-		return root, err
+	if root, err = s.overlay(id, lowers, footing, o); err != nil {
+		return nil, err
+	}
+	if learn != nil {
+		learn(root)
+	}
+	if o.SubPath == "" {
+		return root, nil
 	}
 	return s.subtree(root, o.SubPath)
 }
@@ -103,6 +113,9 @@ func (s *Store) RemoveRoot(id string) error {
 	delete(s.users, id)
 	for _, e := range entries {
 		e.refs--
+	}
+	for _, spare := range s.footings.leave(id) {
+		s.deleteLater(s.discard(s.path(footingsDir, spare)))
 	}
 	s.mu.Unlock()
 	if removeFiles(filepath.Join(r.dir, upperDir)) == nil && r.dir != dir && s.removeLater(r) {
@@ -191,12 +204,12 @@ func (s *Store) reserve(id string, layers []digest.Digest) ([]*entry, error) {
 }
 
 // makeContainerDir makes the record, upper and work. They belong to the root of the container's user namespace.
-func (s *Store) makeContainerDir(id string, layers []digest.Digest, o RootOptions) error {
+func (s *Store) makeContainerDir(id string, layers []digest.Digest, footing string, o RootOptions) error {
 	dir := s.path("containers", id)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	r := rootRecord{Boot: s.config.BootID, Layers: layers}
+	r := rootRecord{Boot: s.config.BootID, Layers: layers, Footing: footing}
 	if !o.ReadOnly {
 		var err error
 		if r.Project, err = s.takeProject(id); err != nil {

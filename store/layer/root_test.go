@@ -74,7 +74,7 @@ func TestRootFailureLeavesNothing(t *testing.T) {
 // TestOverlayErrorsTellWhy expects the words of the kernel in an error.
 func TestOverlayErrorsTellWhy(t *testing.T) {
 	s := open(t, Config{Root: t.TempDir(), Format: Overlay, roots: rootsDetached})
-	if err := s.makeContainerDir("c", nil, RootOptions{}); err != nil {
+	if err := s.makeContainerDir("c", nil, "", RootOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Create(s.path("file"))
@@ -83,7 +83,7 @@ func TestOverlayErrorsTellWhy(t *testing.T) {
 	}
 	m := &lowerMount{file: f}
 	defer m.Close()
-	_, err = s.overlay("c", []*lowerMount{m}, RootOptions{})
+	_, err = s.overlay("c", []*lowerMount{m}, "", RootOptions{})
 	if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "overlay: lowerdir+: invalid argument (e overlay: ") {
 		t.Errorf("error %v", err)
 	}

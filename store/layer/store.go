@@ -82,7 +82,8 @@ type Store struct {
 	layers   map[digest.Digest]*entry
 	users    map[string][]*entry // layers of each container root
 	projects map[string]uint32   // of the writable directories that are counted, by container
-	removals []removal           // to be done; one goroutine is at it while removing is set
+	footings footings
+	removals []removal // to be done; one goroutine is at it while removing is set
 	removing bool
 	closed   bool
 }
@@ -112,6 +113,7 @@ func Open(c Config) (*Store, error) {
 		layers:   map[digest.Digest]*entry{},
 		users:    map[string][]*entry{},
 		projects: map[string]uint32{},
+		footings: newFootings(),
 	}
 	s.discarded.Store(uint64(time.Now().UnixNano()))
 	if err := s.defaults(); err != nil {

@@ -44,7 +44,7 @@ func check(t *testing.T, d *daemon) {
 	})
 	leak.Check(t, leak.Only(leak.Cgroup), leak.Within(settleBound), leak.Match(regexp.QuoteMeta(suite.cgroups)+"/"))
 	leak.Check(t, leak.Without(leak.Cgroup, leak.Goroutine, leak.Descriptor), leak.Processes(programs()...),
-		leak.Ignore(serving), leak.Ignore(leak.PortmapResidue), leak.Within(settleBound),
+		leak.Ignore(serving), leak.Ignore(leak.PortmapResidue), leak.Ignore(leak.Footings), leak.Within(settleBound),
 		leak.Files(d.state(), d.root(), d.cniDir(), d.plugins(), d.certs(), "/var/lib/cni"), leak.Files(runDirs()...))
 }
 

@@ -142,6 +142,10 @@ const PortmapResidue = `^table (ip|ip6|inet) cni_(hostport|plugins_masquerade)( 
 	`|(jump|-j|chain) CNI-HOSTPORT-(DNAT|MASQ|SETMARK)( policy -)?$` +
 	`|CNI-HOSTPORT-(MASQ|SETMARK)(:| -)`
 
+// Footings is for Ignore: of the mount points that containers of one kind share some are kept for the next one (store/layer, which
+// bounds them).
+const Footings = `/layers/footings/[0-9a-f]+[/ ]`
+
 // Within sets how long what ends may take to be gone, instead of ten seconds.
 func Within(d time.Duration) Option { return func(c *config) { c.wait = d } }
 

@@ -176,7 +176,7 @@ type state struct {
 func (s *soak) systemKinds() []leak.Option {
 	return []leak.Option{leak.Without(leak.Cgroup, leak.Goroutine, leak.Descriptor), leak.Processes(programs...), leak.Ignore(leak.PortmapResidue),
 		leak.Ignore(`/bin/criserver --config \S+ serve$`), leak.Within(patience),
-		leak.Files(s.d.path("root"), s.d.path("state"), s.d.path("net.d"), filepath.Join(place.dir, "logs"), "/run"), leak.Ignore(`^/run/xtables.lock `)}
+		leak.Files(s.d.path("root"), s.d.path("state"), s.d.path("net.d"), filepath.Join(place.dir, "logs"), "/run"), leak.Ignore(`^/run/xtables.lock `), leak.Ignore(leak.Footings)}
 }
 
 func (s *soak) cgroupKinds() []leak.Option {
