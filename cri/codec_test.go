@@ -2,6 +2,8 @@ package cri
 
 import (
 	"bytes"
+	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -38,5 +40,39 @@ func TestCodec(t *testing.T) {
 				t.Errorf("shared: %t", shared)
 			}
 		})
+	}
+}
+
+// Large answers of several sizes, at the same time and one after another in the same buffers, are what they are.
+func TestCodecBuffers(t *testing.T) {
+	c := newCodec()
+	var all sync.WaitGroup
+	for w := range 4 {
+		all.Go(func() {
+			for i := range 40 {
+				want := &runtimev1.ListContainersResponse{}
+				for range 1 + (i*7919+w)%9 {
+					want.Containers = append(want.Containers, &runtimev1.Container{Id: strings.Repeat(string(rune('a'+i%20)), 1<<(i%20))})
+				}
+				slice, err := c.Marshal(want)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got := &runtimev1.ListContainersResponse{}
+				if err := proto.Unmarshal(slice.Materialize(), got); err != nil || !proto.Equal(got, want) {
+					t.Errorf("an answer of %d bytes is another one: %v", proto.Size(want), err)
+				}
+				slice.Free()
+			}
+		})
+	}
+	all.Wait()
+	for _, size := range []int{1, 2, 1 << 10, 1<<10 + 1, 1 << largestBuffer, 1<<largestBuffer + 1} {
+		buffer := c.buffers.Get(size)
+		if len(*buffer) != size {
+			t.Errorf("a buffer of %d instead of %d", len(*buffer), size)
+		}
+		c.buffers.Put(buffer)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // encodings remember the items of a list as they are on the wire. What is listed are immutable values: each is encoded
@@ -21,9 +22,9 @@ type encodings[T any] struct {
 
 // encoded is a whole list. It is immutable.
 type encoded[T any] struct {
-	items  []*T
-	text   []byte
-	pieces map[*T][]byte // of text
+	items    []*T
+	text     []byte
+	messages map[*T]protoreflect.Message // each has its part of text, and to marshal it is to copy that
 }
 
 const itemsField = 1
@@ -35,46 +36,57 @@ func (e *encodings[T]) fill(response proto.Message, items []*T, whole bool) erro
 	if last == nil {
 		last = &encoded[T]{}
 	}
-	if whole && slices.Equal(items, last.items) {
-		response.ProtoReflect().SetUnknown(last.text)
+	m := response.ProtoReflect()
+	if !whole {
+		list := m.Mutable(m.Descriptor().Fields().ByNumber(itemsField)).List()
+		for _, item := range items {
+			one, known := last.messages[item]
+			if !known {
+				one = e.translate(item).ProtoReflect()
+			}
+			list.Append(protoreflect.ValueOfMessage(one))
+		}
 		return nil
 	}
-	pieces, size := make([][]byte, len(items)), 0
-	for i, item := range items {
-		piece, known := last.pieces[item]
-		if !known {
-			var err error
-			if piece, err = e.encode(item); err != nil {
-				return err
-			}
+	if !slices.Equal(items, last.items) {
+		var err error
+		if last, err = e.encode(items, last); err != nil {
+			return err
 		}
-		pieces[i] = piece
-		size += len(piece)
+		e.last.Store(last)
 	}
-	next := &encoded[T]{items: items, text: make([]byte, 0, size)}
-	for _, piece := range pieces {
-		next.text = append(next.text, piece...)
-	}
-	response.ProtoReflect().SetUnknown(next.text)
-	if whole {
-		next.pieces = make(map[*T][]byte, len(items))
-		rest := next.text
-		for i, item := range items { // the earlier text is not held by what stays
-			next.pieces[item], rest = rest[:len(pieces[i]):len(pieces[i])], rest[len(pieces[i]):]
-		}
-		e.last.Store(next)
-	}
+	m.SetUnknown(last.text)
 	return nil
 }
 
-// encode is an item with its tag and length.
-func (e *encodings[T]) encode(item *T) ([]byte, error) {
-	text, err := proto.Marshal(e.translate(item))
-	if err != nil {
-		return nil, err
+// encode makes a whole list. The text of the earlier one is not held by what stays.
+func (e *encodings[T]) encode(items []*T, earlier *encoded[T]) (*encoded[T], error) {
+	var kind protoreflect.MessageType // of all of them
+	texts, size := make([][]byte, len(items)), 0
+	for i, item := range items {
+		m, known := earlier.messages[item]
+		if known {
+			texts[i] = m.GetUnknown()
+		} else {
+			translated := e.translate(item)
+			var err error
+			if texts[i], err = proto.Marshal(translated); err != nil {
+				return nil, err
+			}
+			m = translated.ProtoReflect()
+		}
+		kind = m.Type()
+		size += protowire.SizeTag(itemsField) + protowire.SizeBytes(len(texts[i]))
 	}
-	piece := make([]byte, 0, protowire.SizeTag(itemsField)+protowire.SizeBytes(len(text)))
-	return protowire.AppendBytes(protowire.AppendTag(piece, itemsField, protowire.BytesType), text), nil
+	next := &encoded[T]{items: items, text: make([]byte, 0, size), messages: make(map[*T]protoreflect.Message, len(items))}
+	for i, item := range items {
+		next.text = protowire.AppendBytes(protowire.AppendTag(next.text, itemsField, protowire.BytesType), texts[i])
+		end := len(next.text)
+		m := kind.New()
+		m.SetUnknown(next.text[end-len(texts[i]) : end : end])
+		next.messages[item] = m
+	}
+	return next, nil
 }
 
 // encodedOnce remembers messages made of immutable values, each as long as somebody has its value. To marshal such a message is to
