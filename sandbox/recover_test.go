@@ -203,6 +203,7 @@ func TestRestartGoesOnRemoving(t *testing.T) {
 			time.Sleep(time.Hour)
 			m.crash()
 			m.s.Close(ctx) // ends those that wait for what was killed
+			m.behind.Wait()
 			want(t, "killed", killer.where != "", true)
 			m.at = nil
 			m.start(nil)

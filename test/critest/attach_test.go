@@ -111,6 +111,10 @@ func TestAttachStdinOnce(t *testing.T) {
 				c := pod.start(t, talk, once)
 				other, s := p.attach(t, c, nil), p.attach(t, c, nil, withStdin)
 				attached(t, s)
+				eventually(t, rpcBound, "the other client is attached", func() bool {
+					s.write(t, "again\n")
+					return strings.Contains(other.out.String(), "got")
+				})
 				row.end(s)
 				other.ends(t, 0)
 				if code := c.wait(t).GetExitCode(); code != 9 || !strings.HasSuffix(other.out.String(), "bye\n") {
