@@ -221,6 +221,7 @@ func TestSyncOfARemovedLayerDoesNotVouchForItsSuccessor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		old.syncs.Done() // else Remove would wait for it
 		defer dir.Close()
 		if _, err := s.Remove(id); err != nil {
 			t.Fatal(err)

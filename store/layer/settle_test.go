@@ -70,3 +70,35 @@ func TestRunSyncsWhenItIsLet(t *testing.T) {
 		}
 	})
 }
+
+// What a sync has open is not free, so Remove waits for it.
+func TestRemoveWaitsForASync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, Config{Root: t.TempDir(), Format: EROFS, BootID: "first"})
+		id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 5000}))
+		e := s.layers[id]
+		dir, err := s.openEntry(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		removed := make(chan error, 1)
+		go func() {
+			_, err := s.Remove(id)
+			removed <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-removed:
+			t.Errorf("removed while it was synced: %v", err)
+			return
+		default:
+		}
+		if err := dir.Close(); err != nil {
+			t.Error(err)
+		}
+		e.syncs.Done()
+		if err := <-removed; err != nil {
+			t.Error(err)
+		}
+	})
+}

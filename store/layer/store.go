@@ -101,6 +101,7 @@ type entry struct {
 	warm     time.Time  // until then what was unpacked may stay in page cache; zero: it was let go
 	removed  bool
 	writes   sync.WaitGroup // of its record; none begins once it is removed
+	syncs    sync.WaitGroup // which have files of it open; none begins once it is removed
 }
 
 // Open reads the store at c.Root, drops what a crash or a power loss left unfinished, and asks the kernel what it can.
@@ -253,7 +254,9 @@ func (s *Store) Remove(id digest.Digest) (freed int64, err error) {
 	if mount != nil {
 		err = mount.Close()
 	}
-	if err = errors.Join(err, os.RemoveAll(doomed)); err != nil {
+	err = errors.Join(err, os.RemoveAll(doomed))
+	e.syncs.Wait() // what is open is not free
+	if err != nil {
 		return 0, fmt.Errorf("remove layer %s: %w", id, err)
 	}
 	return e.Bytes, nil

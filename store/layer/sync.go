@@ -113,6 +113,7 @@ func (s *Store) syncLayer(e *entry, all func() error) error {
 		return nil
 	}
 	if err == nil {
+		defer e.syncs.Done()
 		defer func() { _ = dir.Close() }() // only a handle
 		if e.Format == EROFS {
 			err = errors.Join(syncFile(below(dir, dataFile)), syncFile(below(dir, metaFile)), syncFile(below(dir, frameFile)))
@@ -135,14 +136,18 @@ func (s *Store) syncLayer(e *entry, all func() error) error {
 	return nil
 }
 
-// openEntry opens the directory of a layer; it is nil if the layer is removed.
+// openEntry opens the directory of a layer for a sync, which the caller ends with e.syncs.Done; it is nil if the layer is removed.
 func (s *Store) openEntry(e *entry) (*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.removed {
 		return nil, nil
 	}
-	return os.Open(e.dir)
+	dir, err := os.Open(e.dir)
+	if err == nil {
+		e.syncs.Add(1)
+	}
+	return dir, err
 }
 
 // below names a file of an open directory.
