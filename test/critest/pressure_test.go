@@ -310,7 +310,10 @@ func little(t *testing.T, d *daemon, g podCgroup, change func(*cri.ContainerConf
 	}
 	c.stop(t, 1)
 	if !enough && p.status(t).GetState() == cri.PodSandboxState_SANDBOX_NOTREADY {
-		return // pause was killed for memory, and the container with it
+		if s := c.status(t); s.GetExitCode() != 137 { // pause was killed for memory, and the container with it
+			t.Errorf("exit code %d, reason %s, message %s", s.GetExitCode(), s.GetReason(), s.GetMessage())
+		}
+		return
 	}
 	if s := c.status(t); s.GetExitCode() != 0 && s.GetReason() != "OOMKilled" {
 		t.Errorf("exit code %d, reason %s, message %s", s.GetExitCode(), s.GetReason(), s.GetMessage())
