@@ -105,10 +105,16 @@ func (b *bench) newDaemon(name, image string) (*daemon, error) {
 			return nil, err
 		}
 	}
-	// A kubelet makes the cgroup that all pods are in before the first of them, and it stays.
-	if _, err := b.cgroups.Create(b.parent, name, nil, nil); err != nil {
+	// A kubelet makes the cgroup that all pods are in before the first of them, and it stays until the part ends.
+	parent, err := b.cgroups.Create(b.parent, name, nil, nil)
+	if err != nil {
 		return nil, err
 	}
+	b.later(func() error {
+		ctx, cancel := cleanContext()
+		defer cancel()
+		return parent.Delete(ctx)
+	})
 	// Runtime state is in memory on every node, below /run.
 	if err := unix.Mount("tmpfs", d.path("state"), "tmpfs", 0, "mode=755"); err != nil {
 		return nil, fmt.Errorf("mount tmpfs: %w", err)
