@@ -69,10 +69,13 @@ type peerDaemon struct {
 }
 
 func (b *bench) peerDaemons() []peerDaemon {
-	return []peerDaemon{{peerOther, b.beside, func(ctx context.Context, m *image) (*daemon, error) {
-		return b.startCriserver(ctx, peerOther, b.beside, m)
-	}},
-		{peerContainerd, b.containerd, b.startContainerd}, {peerCRIO, b.crio, b.startCRIO}}
+	var peers []peerDaemon
+	if b.beside != "" {
+		peers = append(peers, peerDaemon{peerOther, b.beside, func(ctx context.Context, m *image) (*daemon, error) {
+			return b.startCriserver(ctx, peerOther, b.beside, m)
+		}})
+	}
+	return append(peers, peerDaemon{peerContainerd, b.containerd, b.startContainerd}, peerDaemon{peerCRIO, b.crio, b.startCRIO})
 }
 
 // startCriserver starts ours and lets it pull the image.
