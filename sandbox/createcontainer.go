@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,14 +33,16 @@ type building struct {
 	pod     *runtimev1.PodSandboxConfig
 	rtPod   RuntimePod
 	image   imageFacts
-	files   []bool         // which mounts of config are of files
-	root    *os.File       // a detached mount; nil when somebody else has it
-	keeping sync.WaitGroup // keepLayers
+	files   []bool             // which mounts of config are of files
+	root    *os.File           // a detached mount; nil when somebody else has it
+	points  []layer.MountPoint // that root may have
+	keeping sync.WaitGroup     // keepLayers
 	target  RuntimeContainer
 	volumes []*runtimev1.Mount // of the image, to be mounted beside those of config
 	images  []imageTree        // mounted as volumes; empty when somebody else has them
 	labels  specgen.Labels
 	spec    *specs.Spec
+	planned []specs.Mount // of spec, before devices and plugins
 }
 
 // containerSteps make a container and, undone in reverse, remove it. The record stands before anything that a crash
@@ -53,6 +56,7 @@ var containerSteps = watched(stage.Steps[*building]{
 	{Name: "image volumes", Bound: 2 * time.Minute, Do: (*building).mountImages, Undo: (*building).unmountImages},
 	{Name: "spec", Bound: 30 * time.Second, Do: (*building).plan},
 	{Name: "plugins", Bound: 2 * time.Minute, Do: (*building).adjust, Undo: (*building).unmade},
+	{Name: "mount points", Bound: 2 * time.Minute, Do: (*building).reviseRoot},
 	{Name: "relabel", Bound: time.Hour, Do: (*building).relabel},
 	{Name: "create", Bound: time.Minute, Do: (*building).create, Undo: (*building).delete},
 	{Name: "publish", Bound: 30 * time.Second, Do: (*building).publish},
@@ -213,9 +217,14 @@ func (b *building) forget(context.Context) error {
 	return b.container.forget()
 }
 
-func (b *building) makeRoot(ctx context.Context) (err error) {
+func (b *building) makeRoot(ctx context.Context) error {
+	b.points = b.mountPoints()
+	return b.openRoot(ctx)
+}
+
+func (b *building) openRoot(ctx context.Context) (err error) {
 	opts := b.rootOptions()
-	opts.MountPoints = b.mountPoints()
+	opts.MountPoints = b.points
 	b.root, err = b.p.s.config.Images.Rootfs(ctx, b.image.ID, string(b.id), opts)
 	return err
 }
@@ -237,7 +246,13 @@ func (b *building) releaseRoot(ctx context.Context) error {
 	return b.p.s.config.Images.ReleaseRootfs(ctx, string(b.id))
 }
 
-func (b *building) plan(ctx context.Context) error { return b.p.s.plan(ctx, b) }
+func (b *building) plan(ctx context.Context) error {
+	if err := b.p.s.plan(ctx, b); err != nil {
+		return err
+	}
+	b.planned = slices.Clone(b.spec.Mounts)
+	return b.p.s.injectDevices(b)
+}
 
 func (b *building) create(ctx context.Context) error {
 	st := b.status.Load()

@@ -33,7 +33,8 @@ type node struct {
 	pins     map[string]bool // network namespaces
 	attached map[string]bool // addresses
 	roots    map[string]bool
-	fail     map[string]error // by name of the call
+	points   map[string][]layer.MountPoint // of the roots
+	fail     map[string]error              // by name of the call
 	calls    []string
 	adopted  []digest.Digest // layers
 	at       func(string)
@@ -44,7 +45,7 @@ type node struct {
 
 func newNode() *node {
 	return &node{pods: map[string]*fakePod{}, leaves: map[string]bool{}, pins: map[string]bool{}, attached: map[string]bool{},
-		roots: map[string]bool{}, fail: map[string]error{}}
+		roots: map[string]bool{}, points: map[string][]layer.MountPoint{}, fail: map[string]error{}}
 }
 
 // effect is one call with an effect outside. The effect takes place unless the call is to fail.
@@ -414,8 +415,8 @@ func (n *node) Volume(ref string) (string, bool) {
 	return id, ok
 }
 
-func (n *node) Rootfs(_ context.Context, _, id string, _ layer.RootOptions) (*os.File, error) {
-	if err := n.effect("Rootfs", func() { n.roots[id] = true }); err != nil {
+func (n *node) Rootfs(_ context.Context, _, id string, o layer.RootOptions) (*os.File, error) {
+	if err := n.effect("Rootfs", func() { n.roots[id], n.points[id] = true, o.MountPoints }); err != nil {
 		return nil, err
 	}
 	return os.Open("/")

@@ -1,9 +1,13 @@
 package sandbox
 
 import (
+	"context"
+	"fmt"
 	"path"
 	"slices"
 	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/criserver/criserver/store/layer"
 )
@@ -12,8 +16,8 @@ import (
 var defaultPoints = []layer.MountPoint{{Path: "/proc"}, {Path: "/dev"}, {Path: "/sys"},
 	{Path: "/etc/hostname", File: true}, {Path: "/etc/hosts", File: true}, {Path: "/etc/resolv.conf", File: true}}
 
-// mountPoints are where something will be mounted in the container's root, as far as that is known before its spec is made: those of plugins
-// are not, and those of which the root must tell the truth until then are left out, that is the users of the image and its volumes.
+// mountPoints are where something will be mounted in the container's root, as far as that is known before its spec is made; see reviseRoot.
+// Those of which the root must tell the truth until then are left out, that is the users of the image and its volumes.
 func (b *building) mountPoints() []layer.MountPoint {
 	points := slices.Clone(defaultPoints)
 	for i, m := range b.config.Mounts {
@@ -35,4 +39,33 @@ func (b *building) mountPoints() []layer.MountPoint {
 		}
 	}
 	return outermost
+}
+
+// reviseRoot makes the root anew if devices or plugins have changed what is mounted where it may have mount points: a container would
+// see one where nothing is mounted, and a file cannot be mounted on a directory.
+func (b *building) reviseRoot(ctx context.Context) error {
+	planned := func(p layer.MountPoint) bool {
+		was, is := mountOn(b.planned, p.Path), mountOn(b.spec.Mounts, p.Path)
+		return was.Type == is.Type && was.Source == is.Source
+	}
+	points := slices.DeleteFunc(slices.Clone(b.points), func(p layer.MountPoint) bool { return !planned(p) })
+	if len(points) == len(b.points) {
+		return nil
+	}
+	b.points = points
+	_ = b.root.Close() // of a mount: nothing to lose
+	b.root = nil
+	if err := b.p.s.config.Images.ReleaseRootfs(ctx, string(b.id)); err != nil {
+		return fmt.Errorf("make the root anew: %w", err)
+	}
+	return b.openRoot(ctx)
+}
+
+// mountOn is what is mounted on a path; the zero value is nothing.
+func mountOn(mounts []specs.Mount, at string) specs.Mount {
+	i := slices.IndexFunc(mounts, func(m specs.Mount) bool { return path.Clean("/"+m.Destination) == at })
+	if i < 0 {
+		return specs.Mount{}
+	}
+	return mounts[i]
 }

@@ -1,12 +1,16 @@
 package sandbox
 
 import (
+	"context"
 	"slices"
 	"testing"
 
+	"github.com/containerd/nri/pkg/api"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/sandbox/nri/nritest"
 	"github.com/criserver/criserver/store/layer"
 )
 
@@ -52,6 +56,61 @@ func TestMountPointsOfAContainer(t *testing.T) {
 			if len(have) != len(want) || slices.ContainsFunc(want, func(p layer.MountPoint) bool { return !slices.Contains(have, p) }) {
 				t.Errorf("mount points\n%v\nwant\n%v", have, want)
 			}
+		})
+	}
+}
+
+// Where a plugin has changed what is mounted, the root is not to have a mount point; it is made once where it has not.
+func TestPluginsChangeMountPoints(t *testing.T) {
+	bind := func(at, source string) *api.Mount { return &api.Mount{Destination: at, Source: source, Type: "bind"} }
+	for _, tt := range []struct {
+		name  string
+		asked []*api.Mount
+		roots int
+		gone  []string
+	}{
+		{name: "nothing", roots: 1},
+		{name: "one more", asked: []*api.Mount{bind("/more", "/elsewhere")}, roots: 1},
+		{name: "options", asked: []*api.Mount{{Destination: "/data", Source: "/host", Type: "bind", Options: []string{"ro"}}}, roots: 1},
+		{name: "one less", asked: []*api.Mount{{Destination: "-/data"}}, roots: 2, gone: []string{"/data"}},
+		{name: "something else", asked: []*api.Mount{bind("/etc/hosts", "/directory"), bind("/proc/", "/p")}, roots: 2, gone: []string{"/etc/hosts", "/proc"}},
+		{name: "somewhere else", asked: []*api.Mount{{Destination: "-/data"}, bind("/moved", "/host")}, roots: 2, gone: []string{"/data"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := plugged(t)
+			nritest.Connect(t, m.socket(), &nritest.Plugin{Adjust: func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate) {
+				return &api.ContainerAdjustment{Mounts: tt.asked}, nil
+			}})
+			plan := m.s.plan
+			m.s.plan = func(ctx context.Context, b *building) error {
+				err := plan(ctx, b)
+				b.spec.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/etc/hosts", Type: "bind", Source: "/pod/hosts"},
+					{Destination: "/data", Type: "bind", Source: "/host"}}
+				return err
+			}
+			pod, err := m.s.RunPod(t.Context(), podConfig(), "")
+			must(t, err)
+			config := containerConfig()
+			config.Mounts = []*runtimev1.Mount{{ContainerPath: "/data", HostPath: "/host"}}
+			id, err := m.s.CreateContainer(t.Context(), pod, config, nil)
+			must(t, err)
+			roots, have := 0, map[string]bool{}
+			m.be(func(n *node) {
+				for _, call := range n.calls {
+					if call == "Rootfs" {
+						roots++
+					}
+				}
+				for _, p := range n.points[string(id)] {
+					have[p.Path] = true
+				}
+			})
+			want(t, "roots made", roots, tt.roots)
+			for _, at := range []string{"/proc", "/dev", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/data"} {
+				want(t, "mount point "+at, have[at], !slices.Contains(tt.gone, at))
+			}
+			must(t, m.s.RemovePod(t.Context(), pod))
+			m.clean()
 		})
 	}
 }

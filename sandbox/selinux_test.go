@@ -120,7 +120,8 @@ func TestContainerLabels(t *testing.T) {
 		pod, err := m.s.RunPod(t.Context(), podConfig(), "")
 		must(t, err)
 		var seen specgen.Labels
-		m.s.plan = func(_ context.Context, b *building) error { seen = b.labels; return nil }
+		plan := m.s.plan
+		m.s.plan = func(ctx context.Context, b *building) error { seen = b.labels; return plan(ctx, b) }
 		volume := t.TempDir()
 		create := func(name string, change func(*runtimev1.ContainerConfig)) error {
 			c := containerConfig()

@@ -44,7 +44,7 @@ func host() (specgen.Host, error) {
 	return h, err
 }
 
-// makeSpec is the plan of a container: what is asked for, the image and the node in OCI's terms.
+// makeSpec is the plan of a container: what is asked for, the image and the node in OCI's terms, without devices of CDI.
 func (s *Service) makeSpec(_ context.Context, b *building) error {
 	p := b.p
 	in := specgen.Input{Pod: b.pod, Container: b.config, Image: b.image.Config, ImageName: b.config.Image.Image,
@@ -65,10 +65,8 @@ func (s *Service) makeSpec(_ context.Context, b *building) error {
 	if err != nil {
 		return err
 	}
-	if b.spec.Linux.Resources.BlockIO, err = s.blockIO(b.config, p.spec.Annotations); err != nil {
-		return err
-	}
-	return s.injectDevices(b)
+	b.spec.Linux.Resources.BlockIO, err = s.blockIO(b.config, p.spec.Annotations)
+	return err
 }
 
 // seeToSources sees to the sources of the mounts that are asked for.

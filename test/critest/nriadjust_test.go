@@ -47,6 +47,9 @@ func TestNRIAdjustments(t *testing.T) {
 		{"arguments", &api.ContainerAdjustment{Args: []string{"echo", "something else"}}, "echo this", "something else\n"},
 		{"mount", &api.ContainerAdjustment{Mounts: []*api.Mount{{Destination: "/of/plugin", Source: host, Type: "bind", Options: []string{"rbind", "ro"}}}},
 			"cat /of/plugin/file; touch /of/plugin/x 2>&1 | grep -c Read-only", "from a plugin\n1\n"},
+		{"mount taken away", &api.ContainerAdjustment{Mounts: []*api.Mount{{Destination: "-/of/pod"}}}, "ls -d /of 2>&1 | grep -c 'No such'", "1\n"},
+		{"file instead of a directory", &api.ContainerAdjustment{Mounts: []*api.Mount{{Destination: "/of/pod", Source: filepath.Join(host, "file"), Type: "bind", Options: []string{"bind"}}}},
+			"cat /of/pod", "from a plugin\n"},
 		{"device", onLinux(&api.LinuxContainerAdjustment{Devices: []*api.LinuxDevice{{Path: "/dev/other-null", Type: "c", Major: 1, Minor: 3}}}),
 			"echo x >/dev/other-null && stat -c '%t %T' /dev/other-null", "1 3\n"},
 		{"CDI device", &api.ContainerAdjustment{CDIDevices: []*api.CDIDevice{{Name: "critest.io/nri=x"}}}, "echo $CDI", "yes\n"},
@@ -67,7 +70,10 @@ func TestNRIAdjustments(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			check(t, d)
 			adjusting(t, d, row.asked)
-			runPod(t, d, podNetwork).prints(t, row.want, row.script, func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "OLD", Value: []byte("here")}} })
+			runPod(t, d, podNetwork).prints(t, row.want, row.script, func(c *cri.ContainerConfig) {
+				c.Envs = []*cri.KeyValue{{Key: "OLD", Value: []byte("here")}}
+				c.Mounts = []*cri.Mount{{ContainerPath: "/of/pod", HostPath: host}}
+			})
 		})
 	}
 	for _, row := range []struct {
