@@ -4,7 +4,10 @@ import (
 	"context"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/criserver/criserver/ociruntime/compile"
+	"github.com/criserver/criserver/ociruntime/mount"
 )
 
 const (
@@ -42,7 +45,7 @@ func (c *Container) startAhead() {
 func (s *start) makeAhead() {
 	s.ahead = map[int][]compile.Mount{}
 	for i, m := range s.spec.Mounts {
-		if m.Type != "tmpfs" && m.Type != "devpts" && m.Type != "cgroup" {
+		if !ownAlone(m) {
 			continue
 		}
 		if made, err := s.mount(context.Background(), m); err == nil {
@@ -52,6 +55,11 @@ func (s *start) makeAhead() {
 	if s.openPlace() == nil {
 		_ = s.openMonitors()
 	}
+}
+
+// ownAlone says whether a mount is a file system that is the container's alone. Another has a source, which may never answer.
+func ownAlone(m specs.Mount) bool {
+	return (m.Type == "tmpfs" || m.Type == "devpts" || m.Type == "cgroup") && !mount.ParseOptions(m.Options).Bind
 }
 
 // takeAhead gives the start that began with the creation, or a new one.

@@ -1,10 +1,13 @@
 package ociruntime
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/test/leak"
 )
@@ -104,5 +107,38 @@ func TestUpdateBeforeStartAhead(t *testing.T) {
 	waitExit(t, c)
 	if out := logText(t, log); out != "321\n" {
 		t.Errorf("oom_score_adj is %q", out)
+	}
+}
+
+// A volume is opened by the start, whatever type a plugin has given it: what was mounted in it since the creation is there.
+func TestVolumeIsNotOpenedAhead(t *testing.T) {
+	f := newFixture(t)
+	p := f.pod(t, nil)
+	dir := t.TempDir()
+	for _, kind := range []string{"bind", "tmpfs", "cgroup"} {
+		spec := bindSpec(dir)
+		spec.Mounts[len(spec.Mounts)-1].Type, spec.Mounts[len(spec.Mounts)-1].Options = kind, []string{"rbind"}
+		c, log := f.create(t, p, spec, nil)
+		<-c.ahead.made
+		t.Run(kind, func(t *testing.T) {
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			}()
+			if err := os.WriteFile(filepath.Join(dir, "file"), []byte("data "), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Start(testContext(t)); err != nil {
+				t.Fatal(err)
+			}
+			waitExit(t, c)
+			if out := logText(t, log); out != "data end\n" {
+				t.Errorf("printed %q", out)
+			}
+		})
 	}
 }

@@ -109,8 +109,11 @@ func (s *start) openDevpts(o mount.Options) (*os.File, error) {
 		return nil, err
 	}
 	s.owned = append(s.owned, f)
+	if err := errors.Join(s.chown(f, ""), s.chown(f, "ptmx")); err != nil {
+		return nil, err
+	}
 	s.devpts = f
-	return f, errors.Join(s.chown(f, ""), s.chown(f, "ptmx"))
+	return f, nil
 }
 
 func (s *start) openTerminal() error {
