@@ -42,7 +42,7 @@ type ImageUsage struct {
 	Layers      []digest.Digest `json:"layers"` // bottom first, each once
 	Unique      uint64          `json:"uniqueBytes"`
 	Shared      uint64          `json:"sharedBytes"`
-	Containers  []string        `json:"containers"` // that are built on all its layers
+	Containers  []string        `json:"containers"` // that are built on all its layers; where it has none, on none
 }
 
 // LayerUsage is what one layer takes. With neither images nor containers it belongs to a pull under way.
@@ -108,7 +108,7 @@ func (s *Service) DiskUsage(written func(container string) (bytes, inodes uint64
 			}
 		}
 		for _, c := range u.Containers {
-			if has(c.Layers, one.Layers) {
+			if builtOn(c.Layers, one.Layers) {
 				one.Containers = append(one.Containers, c.ID)
 			}
 		}
@@ -117,7 +117,10 @@ func (s *Service) DiskUsage(written func(container string) (bytes, inodes uint64
 	return u
 }
 
-// has says whether all of some are among all.
-func has(all, some []digest.Digest) bool {
-	return !slices.ContainsFunc(some, func(id digest.Digest) bool { return !slices.Contains(all, id) })
+// builtOn says whether layers of a container are all that an image has. One without layers has containers without layers.
+func builtOn(container, image []digest.Digest) bool {
+	if len(image) == 0 {
+		return len(container) == 0
+	}
+	return !slices.ContainsFunc(image, func(id digest.Digest) bool { return !slices.Contains(container, id) })
 }

@@ -82,3 +82,27 @@ func TestDiskUsage(t *testing.T) {
 		}
 	}
 }
+
+// An image without layers is that of the containers without layers, not of all.
+func TestDiskUsageWithoutLayers(t *testing.T) {
+	reg := registry.Start(t, registry.Options{})
+	scratch, some := registry.Build(t, registry.Spec{}), hello(t, "usage")
+	reg.PushImage(t, "scratch", "v1", scratch)
+	reg.PushImage(t, "some", "v1", some)
+	n := newNode(t)
+	n.pull(t, reg.Addr+"/scratch:v1")
+	n.pull(t, reg.Addr+"/some:v1")
+	for container, img := range map[string]*registry.Image{"bare": scratch, "runs": some} {
+		root, err := n.Rootfs(t.Context(), string(img.ID), container, layer.RootOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		root.Close()
+	}
+	want := map[string][]string{string(scratch.ID): {"bare"}, string(some.ID): {"runs"}}
+	for _, img := range n.DiskUsage(func(string) (bytes, inodes uint64, known bool) { return 0, 0, false }).Images {
+		if diff := cmp.Diff(want[img.ID], img.Containers); diff != "" {
+			t.Errorf("%s: %s", img.RepoTags, diff)
+		}
+	}
+}
