@@ -47,8 +47,8 @@ func (s *Service) Import(ctx context.Context, a *archive.Archive, r ImportReques
 			return nil, fmt.Errorf("import: %w", err)
 		}
 	}
-	from := &incoming{shelf: shelf{a}, verification: s.verification.Load()}
-	images := from.images()
+	from := arriving(a, s.verification.Load())
+	images := from.images
 	if len(images) == 0 {
 		return nil, fmt.Errorf("import: %w: the archive has no image", ErrInvalidImage)
 	}

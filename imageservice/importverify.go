@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -18,10 +19,14 @@ import (
 	"github.com/criserver/criserver/imageservice/trust"
 )
 
-// incoming is an archive that is being imported, and where what lies beside its images is looked for.
+// incoming is an archive that is being imported, and what of it lies beside its images.
 type incoming struct {
 	shelf
 	verification *Verification
+	images       []archive.Image                        // those entries of the archive's index that are not attached to other ones
+	tagged       map[string]digest.Digest               // the first manifest with each tag
+	signatures   digest.Digest                          // the first manifest that is marked so; empty if none is
+	referrers    map[digest.Digest][]ocispec.Descriptor // by what they refer to
 }
 
 // attachedTag is that of what is attached to an image: signatures, attestations, a list of referrers.
@@ -35,23 +40,36 @@ const (
 
 var attachedKinds = []string{kindSignatures, "dev.cosignproject.cosign/atts", "dev.cosignproject.cosign/sboms"}
 
-// images are those entries of the archive's index that are not attached to other ones.
-func (s *incoming) images() (list []archive.Image) {
-	for _, img := range s.archive.Images() {
+// arriving reads each manifest of the archive's index once.
+func arriving(a *archive.Archive, v *Verification) *incoming {
+	s := &incoming{shelf: shelf{a}, verification: v, tagged: map[string]digest.Digest{}, referrers: map[digest.Digest][]ocispec.Descriptor{}}
+	for _, img := range a.Images() {
 		if !s.attached(img) {
-			list = append(list, img)
+			s.images = append(s.images, img)
 		}
 	}
-	return list
+	return s
 }
 
-func (s *incoming) attached(img archive.Image) bool {
-	if slices.ContainsFunc(append(slices.Clone(img.Names), img.Tag), func(name string) bool { return attachedTag.MatchString(tagOf(name)) }) ||
-		slices.Contains(attachedKinds, img.Desc.Annotations[annotationKind]) {
-		return true
+// attached says whether an entry is attached to another one, and takes down what it is to that.
+func (s *incoming) attached(img archive.Image) (is bool) {
+	for _, name := range append(slices.Clone(img.Names), img.Tag) {
+		tag := tagOf(name)
+		if _, taken := s.tagged[tag]; !taken {
+			s.tagged[tag] = img.Desc.Digest
+		}
+		is = is || attachedTag.MatchString(tag)
 	}
-	subject, _ := s.refersTo(img.Desc)
-	return subject != "" && s.archive.Has(subject)
+	kind := img.Desc.Annotations[annotationKind]
+	if kind == kindSignatures && s.signatures == "" {
+		s.signatures = img.Desc.Digest
+	}
+	subject, artifactType := s.refersTo(img.Desc)
+	if subject != "" {
+		img.Desc.ArtifactType = artifactType
+		s.referrers[subject] = append(s.referrers[subject], img.Desc)
+	}
+	return is || slices.Contains(attachedKinds, kind) || subject != "" && s.archive.Has(subject)
 }
 
 func tagOf(name string) string { return name[strings.LastIndexByte(name, ':')+1:] }
@@ -85,10 +103,10 @@ func (s *incoming) verify(ctx context.Context, img archive.Image, r *resolved, n
 			asked = append(asked, name)
 		}
 	}
-	one := trust.Image{Transport: s.transport(img), Chain: r.chain}
+	one, beside := trust.Image{Transport: s.transport(img), Chain: r.chain}, trust.NewEvidence(s)
 	if len(asked) == 0 {
-		if err := s.verification.verify(ctx, s, one); err != nil {
-			return fmt.Errorf("without a name: %w", err)
+		if err := s.verification.verify(ctx, beside, one); err != nil {
+			return fmt.Errorf("without a name: %w", importRefusal(err))
 		}
 	}
 	for _, name := range asked {
@@ -96,11 +114,19 @@ func (s *incoming) verify(ctx context.Context, img archive.Image, r *resolved, n
 		if one.Name, err = reference.ParseNamed(name); err != nil {
 			return err
 		}
-		if err := s.verification.verify(ctx, s, one); err != nil {
-			return fmt.Errorf("as %s: %w", name, err)
+		if err := s.verification.verify(ctx, beside, one); err != nil {
+			return fmt.Errorf("as %s: %w", name, importRefusal(err))
 		}
 	}
 	return nil
+}
+
+// importRefusal names the key of the configuration that holds archives to what pulls are held to: the rule alone is one for pulls.
+func importRefusal(err error) error {
+	if errors.Is(err, trust.ErrRefused) {
+		err = fmt.Errorf(`%w (images.verify.imports = "verify" asks this of archives too; "allow" takes them as they are)`, err)
+	}
+	return err
 }
 
 func (s *incoming) transport(img archive.Image) string {
@@ -115,16 +141,14 @@ func (s *incoming) transport(img archive.Image) string {
 
 // Tagged finds signatures by their tag, or as `cosign save` marks them: whose they are, they say themselves.
 func (s *incoming) Tagged(ctx context.Context, tag string) ([]byte, error) {
-	at := slices.IndexFunc(s.archive.Images(), func(img archive.Image) bool {
-		return slices.ContainsFunc(append(slices.Clone(img.Names), img.Tag), func(name string) bool { return tagOf(name) == tag })
-	})
-	if at < 0 && strings.HasSuffix(tag, ".sig") {
-		at = slices.IndexFunc(s.archive.Images(), func(img archive.Image) bool { return img.Desc.Annotations[annotationKind] == kindSignatures })
+	d := s.tagged[tag]
+	if d == "" && strings.HasSuffix(tag, ".sig") {
+		d = s.signatures
 	}
-	if at < 0 {
+	if d == "" {
 		return nil, trust.ErrAbsent
 	}
-	return s.Manifest(ctx, s.archive.Images()[at].Desc.Digest)
+	return s.Manifest(ctx, d)
 }
 
 // Manifest reads a manifest or index.
@@ -137,10 +161,9 @@ func (s *incoming) Manifest(_ context.Context, d digest.Digest) ([]byte, error) 
 
 // Referrers finds what the archive's index has that refers to a manifest, and what the list of such a tag has.
 func (s *incoming) Referrers(ctx context.Context, d digest.Digest, artifactType string) (all []ocispec.Descriptor, err error) {
-	for _, img := range s.archive.Images() {
-		if subject, kind := s.refersTo(img.Desc); subject == d && kind == artifactType {
-			img.Desc.ArtifactType = kind
-			all = append(all, img.Desc)
+	for _, desc := range s.referrers[d] {
+		if desc.ArtifactType == artifactType {
+			all = append(all, desc)
 		}
 	}
 	data, err := s.Tagged(ctx, referrersTag(d))

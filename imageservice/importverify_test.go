@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -73,7 +74,7 @@ func TestImportVerification(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, trust.ErrRefused) || !strings.Contains(err.Error(), c.want) {
+			if !errors.Is(err, trust.ErrRefused) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), `images.verify.imports = "verify"`) {
 				t.Errorf("%v instead of %q", err, c.want)
 			}
 			n.mustBeEmpty(t)
@@ -153,4 +154,48 @@ func TestPullWithBundle(t *testing.T) {
 	if _, err := n.Pull(t.Context(), request); err != nil {
 		t.Errorf("with a bundle: %v", err)
 	}
+}
+
+// What an archive has beside its images is read once, however many names an image gets.
+func TestImportVerificationReadsOnce(t *testing.T) {
+	const names, referrers = 50, 20
+	img, _ := twoLayers(t, "names", registry.Spec{})
+	key := registry.Signature{Key: registry.NewKey(t)}
+	beside := []*registry.Image{registry.Bundle(t, img.Desc, key)}
+	for i := range referrers {
+		large := &registry.Image{}
+		large.SetManifest(encoded(t, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "text/plain",
+			Config: ocispec.DescriptorEmptyJSON, Subject: &img.Desc, Annotations: map[string]string{"n": strings.Repeat(fmt.Sprint(i%10), 256<<10)}}), ocispec.MediaTypeImageManifest)
+		beside = append(beside, large)
+	}
+	var manifests []ocispec.Descriptor
+	for i := range names {
+		manifests = append(manifests, named(img.Desc, fmt.Sprintf("example.com/app%d:1", i), ""))
+	}
+	for _, b := range beside {
+		manifests = append(manifests, b.Desc)
+	}
+	data := tarOf(t, layout(t, manifests, append(beside, img)...)...)
+	n := newNode(t, func(c *Config) { c.Verify = policyOf(t, "example.com", sigstoreSigned(t, key, `{"type":"matchDigest"}`)) })
+	before := bytesRead(t)
+	list, err := n.imported(t, data, ImportRequest{})
+	if err != nil || len(list) != 1 || len(list[0].Names) != names {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if got := bytesRead(t) - before; got > 3*len(data) {
+		t.Errorf("%d bytes were read of an archive of %d", got, len(data))
+	}
+}
+
+// bytesRead is what this process has read by system calls.
+func bytesRead(t *testing.T) (sum int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(string(text), "rchar: %d", &sum); err != nil {
+		t.Fatal(err)
+	}
+	return sum
 }

@@ -31,14 +31,14 @@ type Verification struct {
 // SetVerification replaces the verification for pulls and imports that begin from now on.
 func (s *Service) SetVerification(v Verification) { s.verification.Store(&v) }
 
-// verify returns nil if the image may come in. What lies beside it is in src.
-func (v *Verification) verify(ctx context.Context, src trust.Source, img trust.Image) error {
+// verify returns nil if the image may come in.
+func (v *Verification) verify(ctx context.Context, beside *trust.Evidence, img trust.Image) error {
 	if v.Policy == nil && v.Verifiers == nil {
 		return nil
 	}
 	return stage.Run(ctx, "verify", verifyBound, func(ctx context.Context) error {
 		if v.Policy != nil {
-			if err := v.Policy.Check(ctx, img, src); err != nil {
+			if err := v.Policy.Check(ctx, img, beside); err != nil {
 				return err
 			}
 		}
@@ -55,7 +55,7 @@ func (v *Verification) verifyPull(ctx context.Context, session *remote.Session, 
 	if err != nil {
 		return err
 	}
-	return v.verify(ctx, beside{session}, trust.Image{Transport: trust.Registry, Name: name, Chain: r.chain})
+	return v.verify(ctx, trust.NewEvidence(beside{session}), trust.Image{Transport: trust.Registry, Name: name, Chain: r.chain})
 }
 
 // beside fetches what lies beside an image, from the same endpoints with the same credentials.

@@ -25,10 +25,10 @@ func TestBundles(t *testing.T) {
 				r.refer(t, d, bundle)
 				r.manifests[d] = manifest
 				img := imageOf(t, name, "x")
-				if err := signedPolicy(t, key, anyName).Check(t.Context(), img, r); err != nil {
+				if err := signedPolicy(t, key, anyName).Check(t.Context(), img, NewEvidence(r)); err != nil {
 					t.Error(err)
 				}
-				if err := signedPolicy(t, "other", anyName).Check(t.Context(), img, r); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not by a key of the policy") {
+				if err := signedPolicy(t, "other", anyName).Check(t.Context(), img, NewEvidence(r)); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not by a key of the policy") {
 					t.Errorf("with another key: %v", err)
 				}
 			})
@@ -52,7 +52,7 @@ func TestBundleIdentities(t *testing.T) {
 	} {
 		r := &repository{}
 		r.refer(t, sum("x"), envelope(t, "p256", statement(row.named, sum("x"))))
-		err := signedPolicy(t, "p256", row.identity).Check(t.Context(), imageOf(t, "example.com/x:v1", "x"), r)
+		err := signedPolicy(t, "p256", row.identity).Check(t.Context(), imageOf(t, "example.com/x:v1", "x"), NewEvidence(r))
 		if row.want == "" && err != nil || row.want != "" && (!errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), row.want)) {
 			t.Errorf("%s named %q: %v instead of %q", row.identity, row.named, err, row.want)
 		}
@@ -145,7 +145,7 @@ func TestBundlesThatDoNotCount(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			r := &repository{}
 			row.attach(t, r)
-			err := signedPolicy(t, "p256", anyName).Check(t.Context(), imageOf(t, "example.com/x:v1", "x"), r)
+			err := signedPolicy(t, "p256", anyName).Check(t.Context(), imageOf(t, "example.com/x:v1", "x"), NewEvidence(r))
 			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("%v instead of %q", err, row.want)
 			}
@@ -164,7 +164,7 @@ func TestBundlesAreFetchedWhenWanted(t *testing.T) {
 	r.referrers[sum("x")][0].Annotations = map[string]string{annotationPredicate: "https://spdx.dev/Document"}
 	r.refer(t, sum("x"), envelope(t, "other", statement("", sum("x"))))
 	r.refer(t, sum("x"), envelope(t, "p256", statement("", sum("x"))))
-	if err := signedPolicy(t, "p256", anyName).Check(t.Context(), imageOf(t, name, "index", "x"), r); err != nil {
+	if err := signedPolicy(t, "p256", anyName).Check(t.Context(), imageOf(t, name, "index", "x"), NewEvidence(r)); err != nil {
 		t.Error(err)
 	}
 	for _, asked := range r.asked {
@@ -174,12 +174,12 @@ func TestBundlesAreFetchedWhenWanted(t *testing.T) {
 	}
 	r.asked = nil
 	r.sign(t, "p256", name, sum("x"))
-	if err := signedPolicy(t, "p256", "").Check(t.Context(), imageOf(t, name, "x"), r); err != nil || len(r.asked) != 2 {
+	if err := signedPolicy(t, "p256", "").Check(t.Context(), imageOf(t, name, "x"), NewEvidence(r)); err != nil || len(r.asked) != 2 {
 		t.Errorf("with a signature of the old kind: %v, asked for %q", err, r.asked)
 	}
 	broken := errors.New("connection reset")
 	r = &repository{failed: broken}
-	if err := signedPolicy(t, "p256", anyName).Check(t.Context(), imageOf(t, name, "x"), r); !errors.Is(err, broken) || errors.Is(err, ErrRefused) {
+	if err := signedPolicy(t, "p256", anyName).Check(t.Context(), imageOf(t, name, "x"), NewEvidence(r)); !errors.Is(err, broken) || errors.Is(err, ErrRefused) {
 		t.Errorf("a registry that fails: %v", err)
 	}
 }
@@ -201,7 +201,7 @@ func TestArchiveRules(t *testing.T) {
 			img = imageOf(t, row.name, "x")
 		}
 		img.Transport = row.transport
-		err := p.Check(t.Context(), img, &repository{})
+		err := p.Check(t.Context(), img, NewEvidence(&repository{}))
 		if row.want == "" && err != nil || row.want != "" && (!errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), row.want)) {
 			t.Errorf("%+v: %v", row, err)
 		}
@@ -210,7 +210,7 @@ func TestArchiveRules(t *testing.T) {
 	r := &repository{}
 	r.sign(t, "p256", "example.com/x:v1", sum("x"))
 	named := mustLoad(t, `{"default":[{"type":"sigstoreSigned","keyData":"`+keyData(t, "p256")+`"}]}`)
-	if err := named.Check(t.Context(), nameless, r); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "the image has no name") {
+	if err := named.Check(t.Context(), nameless, NewEvidence(r)); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "the image has no name") {
 		t.Errorf("signed, without a name: %v", err)
 	}
 	if _, err := load(t, `{"default":[{"type":"reject"}],"transports":{"oci-archive":{"/archives":[{"type":"reject"}]}}}`); err == nil || !strings.Contains(err.Error(), `transports.oci-archive["/archives"]: where an archive lies`) {

@@ -1,5 +1,6 @@
 // Package trust says whether an image may come onto the node: by rules in a policy file with public keys, and by programs
-// of the operator. It has no network of its own; signatures come through a Source that the caller gives.
+// of the operator. It has no network of its own; signatures come through a Source that the caller gives, and
+// are kept in an Evidence while one image is asked about, under however many names.
 //
 // # Policy
 //
@@ -31,5 +32,5 @@
 //
 // ErrRefused is in every error that says that the image may not be used; other errors say that this could not be found out.
 //
-// Concurrency: everything is safe; a Policy and Verifiers never change.
+// Concurrency: a Policy and Verifiers never change; an Evidence is for one goroutine.
 package trust

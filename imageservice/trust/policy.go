@@ -35,7 +35,7 @@ type rule struct {
 
 type requirement struct {
 	kind string
-	meet func(context.Context, *evidence) error
+	meet func(context.Context, Image, *Evidence) error
 }
 
 // Load reads a policy file, and the key files that it names.
@@ -180,10 +180,10 @@ func parseRequirement(data json.RawMessage) (requirement, error) {
 	}
 	switch q.kind {
 	case "insecureAcceptAnything":
-		q.meet = func(context.Context, *evidence) error { return nil }
+		q.meet = func(context.Context, Image, *Evidence) error { return nil }
 		err = onlyKeys(fields, "type")
 	case "reject":
-		q.meet = func(context.Context, *evidence) error {
+		q.meet = func(context.Context, Image, *Evidence) error {
 			return fmt.Errorf("%w: it is rejected whatever it is", ErrRefused)
 		}
 		err = onlyKeys(fields, "type")
@@ -242,11 +242,10 @@ func surrounding(name reference.Named) []string {
 }
 
 // Check says whether the policy lets the image in; the error is ErrRefused if it does not.
-func (p *Policy) Check(ctx context.Context, img Image, src Source) error {
+func (p *Policy) Check(ctx context.Context, img Image, e *Evidence) error {
 	r := p.ruleFor(img)
-	e := &evidence{img: img, src: src}
 	for i, q := range r.requirements {
-		if err := q.meet(ctx, e); err != nil {
+		if err := q.meet(ctx, img, e); err != nil {
 			return fmt.Errorf("policy %s: %s: requirement %d, %s: %w", p.path, r.name, i+1, q.kind, err)
 		}
 	}

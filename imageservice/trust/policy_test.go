@@ -48,7 +48,7 @@ func TestScopes(t *testing.T) {
 		{"all requirements", docker(`"":[{"type":"insecureAcceptAnything"},{"type":"reject"}]`), "busybox", "requirement 2, reject"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			err := mustLoad(t, row.policy).Check(t.Context(), imageOf(t, row.image, "x"), &repository{})
+			err := mustLoad(t, row.policy).Check(t.Context(), imageOf(t, row.image, "x"), NewEvidence(&repository{}))
 			switch {
 			case row.rule == "" && err != nil:
 				t.Errorf("refused: %v", err)
@@ -149,10 +149,10 @@ func TestKeySources(t *testing.T) {
 		good, bad := &repository{}, &repository{}
 		good.sign(t, "rsa", "example.com/x:v1", sum("x"))
 		bad.sign(t, "other", "example.com/x:v1", sum("x"))
-		if err := p.Check(t.Context(), img, good); err != nil {
+		if err := p.Check(t.Context(), img, NewEvidence(good)); err != nil {
 			t.Errorf("%s: %v", source, err)
 		}
-		if err := p.Check(t.Context(), img, bad); !errors.Is(err, ErrRefused) {
+		if err := p.Check(t.Context(), img, NewEvidence(bad)); !errors.Is(err, ErrRefused) {
 			t.Errorf("%s: %v", source, err)
 		}
 	}

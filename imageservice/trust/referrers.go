@@ -28,7 +28,7 @@ type attached struct {
 
 // bundlesOf returns the bundles that refer to a manifest, but for those that say they are something else than a signature: to
 // believe that can only refuse. None is no error.
-func (e *evidence) bundlesOf(ctx context.Context, d digest.Digest) ([]*attached, error) {
+func (e *Evidence) bundlesOf(ctx context.Context, d digest.Digest) ([]*attached, error) {
 	if all, known := e.bundles[d]; known {
 		return all, nil
 	}
@@ -44,15 +44,12 @@ func (e *evidence) bundlesOf(ctx context.Context, d digest.Digest) ([]*attached,
 		}
 		all = append(all, &attached{desc: desc})
 	}
-	if e.bundles == nil {
-		e.bundles = map[digest.Digest][]*attached{}
-	}
 	e.bundles[d] = all
 	return all, nil
 }
 
 // acceptBundle says whether a bundle that refers to d counts.
-func (s *signed) acceptBundle(ctx context.Context, e *evidence, d digest.Digest, a *attached) error {
+func (s *signed) acceptBundle(ctx context.Context, img Image, e *Evidence, d digest.Digest, a *attached) error {
 	if err := a.load(ctx, e.src, d); err != nil {
 		return err
 	}
@@ -68,7 +65,7 @@ func (s *signed) acceptBundle(ctx context.Context, e *evidence, d digest.Digest,
 		if err := s.byKey(message, b.signature); err != nil {
 			return err
 		}
-		return doesNotCount(s.match.holds(e.img.Name, nil))
+		return doesNotCount(s.match.holds(img.Name, nil))
 	}
 	if err := s.byKey(b.signedBytes(), b.signature); err != nil {
 		return err
@@ -77,7 +74,7 @@ func (s *signed) acceptBundle(ctx context.Context, e *evidence, d digest.Digest,
 	if err != nil {
 		return fmt.Errorf("%w: statement: %w", errDoesNotCount, err)
 	}
-	return doesNotCount(s.match.holds(e.img.Name, name))
+	return doesNotCount(s.match.holds(img.Name, name))
 }
 
 func doesNotCount(err error) error {
@@ -142,16 +139,13 @@ func parseAttached(manifest []byte, d digest.Digest) (desc ocispec.Descriptor, e
 }
 
 // manifest is one of the image's own.
-func (e *evidence) manifest(ctx context.Context, d digest.Digest) ([]byte, error) {
+func (e *Evidence) manifest(ctx context.Context, d digest.Digest) ([]byte, error) {
 	if data, known := e.manifests[d]; known {
 		return data, nil
 	}
 	data, err := e.src.Manifest(ctx, d)
 	if err != nil {
 		return nil, err
-	}
-	if e.manifests == nil {
-		e.manifests = map[digest.Digest][]byte{}
 	}
 	e.manifests[d] = data
 	return data, nil

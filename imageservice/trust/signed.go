@@ -52,9 +52,9 @@ func parseSigned(fields map[string]json.RawMessage) (*signed, error) {
 }
 
 // meet wants one signature that counts, for any digest of the image's chain.
-func (s *signed) meet(ctx context.Context, e *evidence) error {
+func (s *signed) meet(ctx context.Context, img Image, e *Evidence) error {
 	var r reasons
-	for _, d := range e.img.digests() {
+	for _, d := range img.digests() {
 		all, err := e.of(ctx, d)
 		if err != nil {
 			return err
@@ -62,7 +62,7 @@ func (s *signed) meet(ctx context.Context, e *evidence) error {
 		for i, sig := range slices.Backward(all) {
 			err := sig.err
 			if err == nil {
-				err = s.accept(ctx, e, d, sig)
+				err = s.accept(ctx, img, e, d, sig)
 			}
 			if err == nil {
 				return nil
@@ -70,13 +70,13 @@ func (s *signed) meet(ctx context.Context, e *evidence) error {
 			r.add(err, "signature %d of %s", i+1, d)
 		}
 	}
-	for _, d := range e.img.digests() {
+	for _, d := range img.digests() {
 		all, err := e.bundlesOf(ctx, d)
 		if err != nil {
 			return err
 		}
 		for _, b := range all {
-			err := s.acceptBundle(ctx, e, d, b)
+			err := s.acceptBundle(ctx, img, e, d, b)
 			if err == nil {
 				return nil
 			}
@@ -115,7 +115,7 @@ func (r *reasons) refusal() error {
 var errDoesNotCount = errors.New("does not count")
 
 // accept says whether a signature found for d counts.
-func (s *signed) accept(ctx context.Context, e *evidence, d digest.Digest, sig *signature) error {
+func (s *signed) accept(ctx context.Context, img Image, e *Evidence, d digest.Digest, sig *signature) error {
 	data, err := sig.payload(ctx, e.src)
 	if err != nil {
 		return err
@@ -130,7 +130,7 @@ func (s *signed) accept(ctx context.Context, e *evidence, d digest.Digest, sig *
 	if p.digest != d {
 		return fmt.Errorf("%w: it is for manifest %s", errDoesNotCount, p.digest)
 	}
-	if err := s.match.holds(e.img.Name, p.name); err != nil {
+	if err := s.match.holds(img.Name, p.name); err != nil {
 		return fmt.Errorf("%w: %w", errDoesNotCount, err)
 	}
 	return nil
@@ -144,13 +144,18 @@ func (s *signed) byKey(message, signature []byte) error {
 	return nil
 }
 
-// evidence is what there is for one image, fetched when it is wanted and once.
-type evidence struct {
-	img       Image
+// Evidence is what a source has beside an image, fetched when it is wanted and once, however many names the image is asked
+// about under. It is not for several goroutines.
+type Evidence struct {
 	src       Source
 	found     map[digest.Digest][]*signature
 	bundles   map[digest.Digest][]*attached
 	manifests map[digest.Digest][]byte // that were signed as they are
+}
+
+// NewEvidence fetches nothing.
+func NewEvidence(src Source) *Evidence {
+	return &Evidence{src: src, found: map[digest.Digest][]*signature{}, bundles: map[digest.Digest][]*attached{}, manifests: map[digest.Digest][]byte{}}
 }
 
 // signature is one that is attached to a manifest.
@@ -162,7 +167,7 @@ type signature struct {
 }
 
 // of returns the signatures attached to a manifest; none is no error.
-func (e *evidence) of(ctx context.Context, d digest.Digest) ([]*signature, error) {
+func (e *Evidence) of(ctx context.Context, d digest.Digest) ([]*signature, error) {
 	if all, known := e.found[d]; known {
 		return all, nil
 	}
@@ -176,9 +181,6 @@ func (e *evidence) of(ctx context.Context, d digest.Digest) ([]*signature, error
 		if all, err = parseSignatures(data); err != nil {
 			return nil, fmt.Errorf("%w: signatures of %s: %w", ErrRefused, d, err)
 		}
-	}
-	if e.found == nil {
-		e.found = map[digest.Digest][]*signature{}
 	}
 	e.found[d] = all
 	return all, nil

@@ -27,10 +27,10 @@ func TestSignatureAlgorithms(t *testing.T) {
 			r := &repository{}
 			r.sign(t, name, "example.com/x:v1", sum("x"))
 			img := imageOf(t, "example.com/x:v1", "x")
-			if err := signedPolicy(t, name, "").Check(t.Context(), img, r); err != nil {
+			if err := signedPolicy(t, name, "").Check(t.Context(), img, NewEvidence(r)); err != nil {
 				t.Error(err)
 			}
-			if err := signedPolicy(t, "other", "").Check(t.Context(), img, r); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not by a key of the policy") {
+			if err := signedPolicy(t, "other", "").Check(t.Context(), img, NewEvidence(r)); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not by a key of the policy") {
 				t.Errorf("with another key: %v", err)
 			}
 		})
@@ -81,7 +81,7 @@ func TestIdentities(t *testing.T) {
 		t.Run(fmt.Sprintf("%s %s signed as %s", row.identity, row.image, row.signed), func(t *testing.T) {
 			r := &repository{}
 			r.sign(t, "p256", row.signed, sum("x"))
-			err := signedPolicy(t, "p256", row.identity).Check(t.Context(), imageOf(t, row.image, "x"), r)
+			err := signedPolicy(t, "p256", row.identity).Check(t.Context(), imageOf(t, row.image, "x"), NewEvidence(r))
 			switch {
 			case row.want == "" && err != nil:
 				t.Error(err)
@@ -149,7 +149,7 @@ func TestSignaturesThatDoNotCount(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			r := &repository{}
 			row.attach(r)
-			err := signedPolicy(t, "p256", "").Check(t.Context(), imageOf(t, name, "x"), r)
+			err := signedPolicy(t, "p256", "").Check(t.Context(), imageOf(t, name, "x"), NewEvidence(r))
 			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("%v instead of %q", err, row.want)
 			}
@@ -168,7 +168,7 @@ func TestOneSignatureIsEnough(t *testing.T) {
 	r.attach(t, index, []byte("junk"), []byte("junk"))
 	r.sign(t, "p256", name, index)
 	p := signedPolicy(t, "p256", "")
-	if err := p.Check(t.Context(), imageOf(t, name, "index", "manifest"), r); err != nil {
+	if err := p.Check(t.Context(), imageOf(t, name, "index", "manifest"), NewEvidence(r)); err != nil {
 		t.Errorf("the index is signed: %v", err)
 	}
 	if slices.Contains(r.asked, "sha256-"+manifest.Encoded()+".sig") {
@@ -177,10 +177,10 @@ func TestOneSignatureIsEnough(t *testing.T) {
 	r = &repository{}
 	r.sign(t, "other", name, index)
 	r.sign(t, "p256", name, manifest)
-	if err := p.Check(t.Context(), imageOf(t, name, "index", "manifest"), r); err != nil {
+	if err := p.Check(t.Context(), imageOf(t, name, "index", "manifest"), NewEvidence(r)); err != nil {
 		t.Errorf("the manifest is signed: %v", err)
 	}
-	if err := p.Check(t.Context(), imageOf(t, name, "index", "another manifest"), r); !errors.Is(err, ErrRefused) {
+	if err := p.Check(t.Context(), imageOf(t, name, "index", "another manifest"), NewEvidence(r)); !errors.Is(err, ErrRefused) {
 		t.Errorf("another manifest: %v", err)
 	}
 }
@@ -198,13 +198,13 @@ func TestRequirementsShareEvidence(t *testing.T) {
 		return `{"default":[` + strings.Join(all, ",") + `]}`
 	}
 	img := imageOf(t, "example.com/x:v1", "x")
-	if err := mustLoad(t, want("p256", "rsa")).Check(t.Context(), img, r); err != nil {
+	if err := mustLoad(t, want("p256", "rsa")).Check(t.Context(), img, NewEvidence(r)); err != nil {
 		t.Error(err)
 	}
 	if len(r.asked) != 3 { // the manifest, and the payload of each signature
 		t.Errorf("asked for %q", r.asked)
 	}
-	if err := mustLoad(t, want("p256", "other")).Check(t.Context(), img, r); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "requirement 2") {
+	if err := mustLoad(t, want("p256", "other")).Check(t.Context(), img, NewEvidence(r)); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "requirement 2") {
 		t.Errorf("second signer is missing: %v", err)
 	}
 }
@@ -215,7 +215,7 @@ func TestFailuresAreNoRefusals(t *testing.T) {
 	broken := errors.New("connection reset")
 	r := &repository{failed: broken}
 	r.sign(t, "p256", name, sum("x"))
-	err := signedPolicy(t, "p256", "").Check(t.Context(), imageOf(t, name, "x"), r)
+	err := signedPolicy(t, "p256", "").Check(t.Context(), imageOf(t, name, "x"), NewEvidence(r))
 	if !errors.Is(err, broken) || errors.Is(err, ErrRefused) {
 		t.Errorf("%v", err)
 	}
@@ -272,6 +272,6 @@ func FuzzPolicy(f *testing.F) {
 		if len(r.requirements) == 0 {
 			t.Errorf("%q has a rule without requirements", data)
 		}
-		_ = p.Check(t.Context(), img, &repository{tags: map[string][]byte{}, blobs: map[digest.Digest][]byte{}}) // whatever it says
+		_ = p.Check(t.Context(), img, NewEvidence(&repository{tags: map[string][]byte{}, blobs: map[digest.Digest][]byte{}})) // whatever it says
 	})
 }
