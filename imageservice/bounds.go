@@ -23,7 +23,7 @@ const MinMemory = packedMemory + storeMemory + usualZstdWindow + remote.PartSize
 
 // What a layer takes of Bounds.Memory, in bytes.
 const (
-	packedMemory = 2*pumpDepth*pumpBuffer + 64<<10 + 256<<10 // pumps, what is looked at first, inflating
+	packedMemory = 2*pumpDepth*pumpBuffer + headSize + 256<<10 // pumps, what is looked at first, inflating
 	storeMemory  = 3 << 20                                   // buffers of the layer store
 )
 
@@ -44,7 +44,7 @@ func (b Bounds) withDefaults() Bounds {
 }
 
 // bounds are the places that Bounds gives. They are taken in the order of the fields, and who has the last of them needs no
-// more to come to an end.
+// more of them to come to an end. It may need a place at a registry's gate, for which see transfer.rest.
 type bounds struct {
 	layers      *semaphore.Weighted
 	connections *semaphore.Weighted

@@ -61,47 +61,64 @@ func sniff(head []byte) compression {
 	return plain
 }
 
-// decompress returns the plain stream of r, which is packed as the media type says. It must be closed.
-func (b *bounds) decompress(ctx context.Context, mediaType string, r io.Reader) (io.ReadCloser, error) {
+// form is how a layer is packed, as its first bytes show it.
+type form struct {
+	compression
+	window uint64 // bytes of memory that zstd asks for
+}
+
+// headSize is how much of a layer is looked at first, in bytes.
+const headSize = 64 << 10
+
+// formOf looks at the first bytes of a layer, of which br has headSize. They are of the media type's compression, if it has one.
+func formOf(mediaType string, br *bufio.Reader) (form, error) {
 	want, known := layerCompressions[mediaType]
 	if !known {
-		return nil, fmt.Errorf("media type %q is not a layer's", mediaType)
+		return form{}, fmt.Errorf("media type %q is not a layer's", mediaType)
 	}
-	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(4)
 	if err != nil && err != io.EOF {
-		return nil, decompressError(err)
+		return form{}, decompressError(err)
 	}
-	found := sniff(head)
-	if want != detect && want != found {
-		return nil, contentErrorf("decompress: media type is %s, but the data begins with % x", mediaType, head)
+	f := form{compression: sniff(head)}
+	if want != detect && want != f.compression {
+		return f, contentErrorf("decompress: media type is %s, but the data begins with % x", mediaType, head)
 	}
-	switch found {
+	if f.compression == zstandard {
+		f.window = windowOf(br)
+	}
+	return f, nil
+}
+
+// decompress returns the plain stream of r, which has this form. It must be closed. While another layer is waited for, rest lets
+// go of what the other one could be waiting for.
+func (b *bounds) decompress(ctx context.Context, f form, r io.Reader, rest func()) (io.ReadCloser, error) {
+	switch f.compression {
 	case gzipped:
-		d, err := inflate.NewReader(br)
+		d, err := inflate.NewReader(r)
 		if err != nil {
 			return nil, decompressError(err)
 		}
 		return io.NopCloser(d), nil
 	case zstandard:
-		return b.decompressZstd(ctx, br)
+		return b.decompressZstd(ctx, f.window, r, rest)
 	}
-	return io.NopCloser(br), nil
+	return io.NopCloser(r), nil
 }
 
 // decompressZstd works on several blocks at a time. A window that is larger than what a layer's share of memory is made for
 // waits until no other layer has one.
-func (b *bounds) decompressZstd(ctx context.Context, br *bufio.Reader) (io.ReadCloser, error) {
+func (b *bounds) decompressZstd(ctx context.Context, window uint64, r io.Reader, rest func()) (io.ReadCloser, error) {
 	d := &zstdStream{}
 	maxWindow := uint64(usualZstdWindow)
-	if windowOf(br) > maxWindow {
-		if err := b.wide.Acquire(ctx, 1); err != nil {
-			return nil, context.Cause(ctx)
+	if window > maxWindow {
+		if err := b.widen(ctx, rest); err != nil {
+			return nil, err
 		}
 		d.release, maxWindow = func() { b.wide.Release(1) }, maxZstdWindow
 	}
 	var err error
-	d.Decoder, err = zstd.NewReader(br, zstd.WithDecoderConcurrency(min(4, runtime.GOMAXPROCS(0))), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+	d.Decoder, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(min(4, runtime.GOMAXPROCS(0))), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		_ = d.Close()
 		return nil, err
@@ -109,10 +126,22 @@ func (b *bounds) decompressZstd(ctx context.Context, br *bufio.Reader) (io.ReadC
 	return d, nil
 }
 
+// widen takes the place for an unusual window.
+func (b *bounds) widen(ctx context.Context, rest func()) error {
+	if b.wide.TryAcquire(1) {
+		return nil
+	}
+	rest()
+	if err := b.wide.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
 // windowOf is the largest window that the frames ask for that br has in its buffer. An archive is packed by one encoder, so
 // the frames after these are alike; a larger window is an error of the decoder.
 func windowOf(br *bufio.Reader) (window uint64) {
-	ahead, _ := br.Peek(64 << 10) // fewer bytes will do
+	ahead, _ := br.Peek(headSize) // fewer bytes will do
 	for len(ahead) > 0 {
 		var h zstd.Header
 		if h.Decode(ahead) != nil {

@@ -3,9 +3,13 @@ package imageservice
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"io"
+	"net/http"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
@@ -13,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/criserver/criserver/imageservice/remote"
 	"github.com/criserver/criserver/store/layer"
 	"github.com/criserver/criserver/test/registry"
 )
@@ -96,24 +101,30 @@ func TestLazyFormatsAreLayersLikeOthers(t *testing.T) {
 	}
 }
 
+// ofWindow compresses by zstd with a window of so many bytes.
+func ofWindow(t *testing.T, window int, plain []byte) []byte {
+	t.Helper()
+	var packed bytes.Buffer
+	w, err := zstd.NewWriter(&packed, zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return packed.Bytes()
+}
+
 // TestZstdWindows pulls layers of the largest window, of which one is unpacked at a time, and refuses a larger one.
 func TestZstdWindows(t *testing.T) {
 	pack := func(window int) *registry.Image {
 		img := incompressible(t)
 		plain := registry.Tar(t, registry.File{Header: tar.Header{Name: "etc/a"}, Body: strings.Repeat("0123456789abcdef", 1<<20)})
-		var packed bytes.Buffer
-		w, err := zstd.NewWriter(&packed, zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(plain); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
 		l := &liar{img: img}
-		setLayer(t, l, packed.Bytes())
+		setLayer(t, l, ofWindow(t, window, plain))
 		editConfig(t, l, func(c *ocispec.Image) { c.RootFS.DiffIDs = []digest.Digest{digest.FromBytes(plain)} })
 		editManifest(t, l, func(m map[string]any) {
 			m["layers"].([]any)[0].(map[string]any)["mediaType"] = ocispec.MediaTypeImageLayerZstd
@@ -133,4 +144,55 @@ func TestZstdWindows(t *testing.T) {
 		t.Errorf("a window of 256 MiB: %v", err)
 	}
 	n.mustBeEmpty(t)
+}
+
+// TestWideWindowsWithinTheLimitOfRequests pulls two layers of a large window from a registry that is asked one thing at a time, and
+// that breaks the first one off until the other is asked for: the one with the place for such a window needs the place at
+// the gate that the other has.
+func TestWideWindowsWithinTheLimitOfRequests(t *testing.T) {
+	img := registry.Build(t, registry.Spec{Layers: []registry.Layer{
+		{Files: []registry.File{{Header: tar.Header{Name: "a"}, Body: noise(1)}}}, {Files: []registry.File{{Header: tar.Header{Name: "b"}, Body: noise(2)}}},
+	}})
+	l := newLiar(t, img)
+	for i, layer := range img.Layers {
+		setLayerAt(t, l, i, ofWindow(t, 64<<20, img.Blobs[layer.Digest]))
+	}
+	editManifest(t, l, func(m map[string]any) {
+		for _, layer := range m["layers"].([]any) {
+			layer.(map[string]any)["mediaType"] = ocispec.MediaTypeImageLayerZstd
+		}
+	})
+	var mu sync.Mutex
+	var first string // path of the layer that was asked for first
+	both := false
+	l.blob = func(w http.ResponseWriter, r *http.Request, _ int) {
+		mu.Lock()
+		if first == "" {
+			first = r.URL.Path
+		}
+		both = both || r.URL.Path != first
+		whole := both
+		mu.Unlock()
+		blob := img.Blobs[digest.Digest(r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:])]
+		if !whole {
+			serve(w, r, blob, len(blob)/2)
+			reset()
+		}
+		serve(w, r, blob, len(blob))
+	}
+	n := newNode(t, func(c *Config) {
+		c.Registry = remote.Config{Limit: remote.Limit{AtOnce: 1}, Attempts: 100, Backoff: 10 * time.Millisecond, MaxBackoff: 10 * time.Millisecond}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := n.Pull(ctx, PullRequest{Ref: l.Listener.Addr().String() + "/app"}); err != nil {
+		t.Fatal(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for path, hits := range l.hits {
+		if strings.Contains(path, "/blobs/") && !strings.HasSuffix(path, img.ID.String()) && hits < 2 {
+			t.Errorf("%s was fetched in one request: nothing was given up", path)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -82,7 +83,12 @@ func FuzzDecompress(f *testing.F) {
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xff, 0xff, 0xff}, ocispec.MediaTypeImageLayerZstd)
 	b := newBounds(Bounds{}.withDefaults())
 	f.Fuzz(func(t *testing.T, data []byte, mediaType string) {
-		r, err := b.decompress(t.Context(), mediaType, bytes.NewReader(data))
+		in := bufio.NewReaderSize(bytes.NewReader(data), headSize)
+		packed, err := formOf(mediaType, in)
+		if err != nil {
+			return
+		}
+		r, err := b.decompress(t.Context(), packed, in, func() { t.Error("another one has the place") })
 		if err != nil {
 			return
 		}

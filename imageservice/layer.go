@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -79,6 +80,7 @@ func (s *Service) unpack(ctx context.Context, cancel func(), t *transfer) (id di
 type transfer struct {
 	wanted
 	blob io.Reader
+	head *bufio.Reader // of blob: what was looked at and not used, and then the rest
 	read atomic.Int64  // bytes of blob
 	lost time.Duration // of what blob has lost, as far as it is accounted
 }
@@ -89,7 +91,8 @@ func (s *Service) transfer(ctx context.Context, w *layer.Writer, t *transfer, ca
 	s.moving.Add(1)
 	defer s.moving.Add(-1)
 	algorithm := t.desc.Digest.Algorithm()
-	packed := newPump(t, algorithm.Hash(), s.spare, pumpTimes{fill: t.filled, hash: t.spend(progress.Hash)})
+	t.head = bufio.NewReaderSize(t, headSize)
+	packed := newPump(t.head, algorithm.Hash(), s.spare, pumpTimes{fill: t.filled, hash: t.spend(progress.Hash)})
 	defer packed.Close()
 	err := s.write(ctx, w, t, packed, cancel)
 	var content contentError
@@ -153,7 +156,26 @@ func (s *Service) open(ctx context.Context, t *transfer, packed io.Reader) (io.R
 	if t.file != "" {
 		return archiveOf(t.file, t.desc.Size, packed)
 	}
-	return s.bounds.decompress(ctx, t.desc.MediaType, packed)
+	f, err := t.look()
+	if err != nil {
+		return nil, err
+	}
+	return s.bounds.decompress(ctx, f, packed, t.rest)
+}
+
+// look finds out how the blob is packed, before a pump reads it.
+func (t *transfer) look() (form, error) {
+	began := time.Now()
+	defer func() { t.filled(time.Since(began)) }()
+	return formOf(t.desc.MediaType, t.head)
+}
+
+// rest gives up the connection over which the blob comes, until more of it is read. Others may need its place at the registry's
+// gate to come to an end. No pump may be reading.
+func (t *transfer) rest() {
+	if fetched, ok := t.blob.(*remote.Blob); ok {
+		fetched.Pause()
+	}
 }
 
 func (t *transfer) spend(s progress.Stage) func(time.Duration) {

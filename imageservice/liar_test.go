@@ -103,14 +103,19 @@ func reset() { panic(http.ErrAbortHandler) }
 
 // incompressible is an image of one gzip layer of about a megabyte.
 func incompressible(t testing.TB) *registry.Image {
-	noise := make([]byte, 1<<20)
-	rng := rand.New(rand.NewPCG(7, 8))
-	for i := range noise {
-		noise[i] = byte(rng.Uint32())
-	}
 	return registry.Build(t, registry.Spec{Layers: []registry.Layer{{
-		Compression: "gzip", Files: []registry.File{{Header: tar.Header{Name: "noise"}, Body: string(noise)}},
+		Compression: "gzip", Files: []registry.File{{Header: tar.Header{Name: "noise"}, Body: noise(7)}},
 	}}})
+}
+
+// noise is a megabyte, always the same for a seed.
+func noise(seed uint64) string {
+	data := make([]byte, 1<<20)
+	rng := rand.New(rand.NewPCG(seed, 8))
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	return string(data)
 }
 
 // impatient makes tests of slow registries short.
@@ -169,14 +174,19 @@ func setConfig(t testing.TB, l *liar, data []byte) {
 	})
 }
 
-// setLayer replaces the bytes of the layer, not what the config says of it.
+// setLayer replaces the bytes of the only layer, not what the config says of it.
 func setLayer(t testing.TB, l *liar, data []byte) {
+	t.Helper()
+	setLayerAt(t, l, 0, data)
+}
+
+func setLayerAt(t testing.TB, l *liar, i int, data []byte) {
 	t.Helper()
 	d := digest.FromBytes(data)
 	l.img.Blobs[d] = data
-	l.img.Layers[0].Digest = d
+	l.img.Layers[i].Digest = d
 	editManifest(t, l, func(m map[string]any) {
-		layer := m["layers"].([]any)[0].(map[string]any)
+		layer := m["layers"].([]any)[i].(map[string]any)
 		layer["digest"], layer["size"] = d, len(data)
 	})
 }

@@ -141,6 +141,16 @@ func (b *Blob) goOn() {
 	}
 }
 
+// Pause gives up the connection, and its place at the gate, until the next Read asks for what is missing. Parts need nothing of
+// the kind: they give theirs up without a reader.
+func (b *Blob) Pause() {
+	if b.parts != nil {
+		return
+	}
+	_ = b.stretch.Close()              // nothing more is wanted of it
+	b.begun, b.waited = time.Time{}, 0 // a reader that pauses is not slow
+}
+
 // Close abandons the stream and returns when nothing of it uses the session.
 func (b *Blob) Close() error {
 	if b.parts != nil {

@@ -18,7 +18,8 @@ type Limit struct {
 }
 
 // gate is what all requests to a host go through. A request keeps its place until its body is closed, so the reader of
-// a body must not wait for another place of the same host while that body is open.
+// a body must not wait for another place of the same host while that body is open, nor for anything that others have who
+// need such a place (see Blob.Pause).
 type gate struct {
 	limit  Limit
 	rate   *rate.Limiter
