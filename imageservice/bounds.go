@@ -24,7 +24,7 @@ const MinMemory = packedMemory + storeMemory + usualZstdWindow + remote.PartSize
 // What a layer takes of Bounds.Memory, in bytes.
 const (
 	packedMemory = 2*pumpDepth*pumpBuffer + headSize + 256<<10 // pumps, what is looked at first, inflating
-	storeMemory  = 3 << 20                                   // buffers of the layer store
+	storeMemory  = 3 << 20                                     // buffers of the layer store
 )
 
 func (b Bounds) withDefaults() Bounds {

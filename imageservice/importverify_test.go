@@ -176,7 +176,9 @@ func TestImportVerificationReadsOnce(t *testing.T) {
 		manifests = append(manifests, b.Desc)
 	}
 	data := tarOf(t, layout(t, manifests, append(beside, img)...)...)
-	n := newNode(t, func(c *Config) { c.Verify = policyOf(t, "example.com", sigstoreSigned(t, key, `{"type":"matchDigest"}`)) })
+	n := newNode(t, func(c *Config) {
+		c.Verify = policyOf(t, "example.com", sigstoreSigned(t, key, `{"type":"matchDigest"}`))
+	})
 	before := bytesRead(t)
 	list, err := n.imported(t, data, ImportRequest{})
 	if err != nil || len(list) != 1 || len(list[0].Names) != names {
