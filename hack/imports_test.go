@@ -24,10 +24,11 @@ var arrows = map[string][]string{
 	"control":      {"imageservice", "stage", "store"},
 	"cri":          {"imageservice", "sandbox", "stage"},
 	"sandbox":      {"cni", "ociruntime", "stage", "store"},
-	"imageservice": {"stage", "store"},
-	"ociruntime":   {"pause"},
+	"imageservice": {"command", "stage", "store"},
+	"ociruntime":   {"command", "pause"},
 	"store":        {"ociruntime/kernel"}, // probes of the kernel, which import nothing of ours
-	"cni":          {},
+	"cni":          {"command"},
+	"command":      {},
 	"pause":        {},
 	"stage":        {},
 }

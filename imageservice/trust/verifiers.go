@@ -1,29 +1,26 @@
 package trust
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/command"
 )
 
 const (
-	maxOutput = 32 << 10               // bytes of a verifier's output that are read, the rest is thrown away
-	maxReason = 512                    // bytes of it that an error has
-	pipeDelay = 500 * time.Millisecond // for what a verifier has left behind to close its pipes, before it is killed
+	maxOutput = 32 << 10 // bytes of a verifier's output that are read, the rest is thrown away
+	maxReason = 512      // bytes of it that an error has
 )
 
 // Verifiers are the programs in a directory.
@@ -65,72 +62,28 @@ func (v *Verifiers) ask(ctx context.Context, name string, img Image) error {
 	if err != nil {
 		return err
 	}
-	timed, cancel := context.WithTimeout(ctx, v.Timeout)
+	timed, cancel := context.WithTimeoutCause(ctx, v.Timeout, fmt.Errorf("has not answered within %v", v.Timeout))
 	defer cancel()
-	var out, said clipped
-	cmd := exec.CommandContext(timed, filepath.Join(v.Dir, name),
-		"-name", img.Name.String(), "-digest", desc.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor)
-	cmd.Dir = "/"
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &out, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) } // before it is waited for, so the group is its own
-	cmd.WaitDelay = pipeDelay
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	killRest(cmd.Process.Pid)
-	err = cmd.Wait()
+	out, said := command.Output{Max: maxOutput}, command.Output{Max: maxOutput}
+	path := filepath.Join(v.Dir, name)
+	verifier := command.Command{Path: path,
+		Args:  []string{path, "-name", img.Name.String(), "-digest", desc.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor},
+		Stdin: bytes.NewReader(input), Stdout: &out, Stderr: &said}
+	err = verifier.Run(timed)
 	v.log(name, &said)
 	var exit *exec.ExitError
-	switch {
-	case timed.Err() != nil && ctx.Err() == nil:
-		return fmt.Errorf("has not answered within %v", v.Timeout)
-	case errors.As(err, &exit):
-		return fmt.Errorf("%v: %q", exit.ProcessState, out.reason())
-	case errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success():
-		return nil // what it has left behind is dead
+	if errors.As(err, &exit) {
+		return fmt.Errorf("%v: %q", exit.ProcessState, out.Excerpt(maxReason))
 	}
 	return err
 }
 
-// killRest waits until a process has ended, without reaping it, and kills what is left of its group.
-func killRest(pid int) {
-	for {
-		var info unix.Siginfo
-		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	_ = unix.Kill(-pid, unix.SIGKILL) // nothing may be left; the dead leader keeps the number
-}
-
-func (v *Verifiers) log(name string, said *clipped) {
-	if v.Log == nil {
+func (v *Verifiers) log(name string, said *command.Output) {
+	text := said.Excerpt(maxOutput)
+	if v.Log == nil || text == "" {
 		return
 	}
-	for lines := bufio.NewScanner(said); lines.Scan(); {
-		v.Log.Debug("image verifier", "name", name, "says", lines.Text())
+	for line := range strings.SplitSeq(text, "\n") {
+		v.Log.Debug("image verifier", "name", name, "says", line)
 	}
-}
-
-// clipped keeps the begin of what is written to it.
-type clipped struct{ bytes.Buffer }
-
-func (c *clipped) Write(p []byte) (int, error) {
-	c.Buffer.Write(p[:min(len(p), maxOutput-c.Len())]) // never fails
-	return len(p), nil
-}
-
-// ReadFrom hides the buffer's, which would take everything.
-func (c *clipped) ReadFrom(r io.Reader) (int64, error) {
-	return io.Copy(struct{ io.Writer }{c}, r)
-}
-
-func (c *clipped) reason() string {
-	text := strings.TrimSpace(strings.ToValidUTF8(c.String(), "?"))
-	if len(text) > maxReason {
-		text = strings.ToValidUTF8(text[:maxReason], "") + "..."
-	}
-	return text
 }

@@ -1,6 +1,6 @@
 // Package hook runs OCI lifecycle hooks in the namespaces of criserver, and says how any hook ended.
 //
-// It owns one run: standard input, output, time limit, the error that names the hook. When hooks run, what their state is
+// It owns one run (package command does it, within bounds): standard input, output, time limit, the error that names the hook. When hooks run, what their state is
 // and how one gets into a container is package ociruntime's.
 //
 // Concurrency: safe.

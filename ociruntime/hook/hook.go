@@ -2,17 +2,14 @@ package hook
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"strings"
-	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/command"
 )
 
 // Kind is when a hook runs, in the words of the OCI runtime specification.
@@ -52,12 +49,8 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Cause }
 
-const (
-	// outputMax is how much of a hook's output is told.
-	outputMax = 4 << 10
-	// drainBound is how long the output of a hook that has ended is read on, while children of it hold it open.
-	drainBound = time.Second
-)
+// outputMax is how many bytes of a hook's output are told.
+const outputMax = 4 << 10
 
 // Limit is ctx with the hook's own time limit, if it has one.
 func Limit(ctx context.Context, h specs.Hook) (context.Context, context.CancelFunc) {
@@ -68,47 +61,19 @@ func Limit(ctx context.Context, h specs.Hook) (context.Context, context.CancelFu
 	return context.WithTimeoutCause(ctx, bound, fmt.Errorf("killed, it has not ended in %s", bound))
 }
 
-// Run runs a hook in the directory dir, with state as its standard input.
+// Run runs a hook in the directory dir, with state as its standard input. Processes that it leaves behind live on if it succeeds.
 func Run(ctx context.Context, kind Kind, h specs.Hook, dir string, state *os.File) error {
 	ctx, cancel := Limit(ctx, h)
 	defer cancel()
-	output, err := NewOutput()
-	if err != nil {
-		return err
+	kept := command.Output{Max: outputMax}
+	program := command.Command{Path: h.Path, Args: h.Args, Env: append([]string{}, h.Env...), Dir: dir, Stdin: state, Stdout: &kept, Stderr: &kept, Leaves: true}
+	if err := program.Run(ctx); err != nil {
+		return &Error{Kind: kind, Path: h.Path, Cause: err, Output: kept.Excerpt(outputMax)}
 	}
-	args := h.Args
-	if len(args) == 0 {
-		args = []string{h.Path}
-	}
-	cmd := exec.Cmd{Path: h.Path, Args: args, Env: append([]string{}, h.Env...), Dir: dir, Stdin: state, Stdout: output.Write, Stderr: output.Write,
-		SysProcAttr: &syscall.SysProcAttr{Setpgid: true}}
-	if err = cmd.Start(); err == nil {
-		err = wait(ctx, &cmd)
-	}
-	return output.Verdict(ctx, kind, h.Path, err)
+	return nil
 }
 
-// wait waits for the end of cmd, which is killed with its children when ctx ends. It is reaped last, so that nobody else can
-// have its pid when that happens.
-func wait(ctx context.Context, cmd *exec.Cmd) error {
-	killed := make(chan struct{})
-	disarm := context.AfterFunc(ctx, func() {
-		defer close(killed)
-		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-	})
-	for {
-		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if !disarm() {
-		<-killed
-	}
-	return cmd.Wait()
-}
-
-// Output takes what a hook writes.
+// Output takes what a hook writes that pause runs.
 type Output struct {
 	Write *os.File // the hook's end
 	read  *os.File
@@ -123,10 +88,9 @@ func NewOutput() (*Output, error) {
 	}
 	o := &Output{Write: write, read: read, text: make(chan string, 1)}
 	go func() {
-		var kept strings.Builder
-		_, _ = io.CopyN(&kept, read, outputMax)
-		_, _ = io.Copy(io.Discard, read) // a hook that writes more is not to wait
-		o.text <- strings.TrimSpace(kept.String())
+		kept := command.Output{Max: outputMax}
+		_, _ = io.Copy(&kept, read)
+		o.text <- kept.Excerpt(outputMax)
 	}()
 	return o, nil
 }
@@ -134,7 +98,7 @@ func NewOutput() (*Output, error) {
 // Verdict gives up the output and turns the cause of a failure into an *Error; ctx is that of Limit.
 func (o *Output) Verdict(ctx context.Context, kind Kind, path string, cause error) error {
 	_ = o.Write.Close()
-	_ = o.read.SetReadDeadline(time.Now().Add(drainBound))
+	_ = o.read.SetReadDeadline(time.Now().Add(command.Linger))
 	text := <-o.text
 	_ = o.read.Close()
 	if cause == nil {

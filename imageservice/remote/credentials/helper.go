@@ -1,7 +1,6 @@
 package credentials
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,16 +8,13 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
-	"syscall"
-	"time"
+
+	"github.com/criserver/criserver/command"
 )
 
 const (
 	helperPrefix = "docker-credential-"
 	maxAnswer    = 64 << 10 // bytes that a helper may write to an output
-
-	// lingering is how long a helper's children may keep its output open after it has ended.
-	lingering = time.Second
 
 	// tokenUser is the user name that says that the secret is an identity token.
 	tokenUser = "<token>"
@@ -31,20 +27,6 @@ var helperName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 var notFound = []string{"credentials not found in native keychain", "no credentials server URL", "no credentials username"}
 
 var errTooMuch = fmt.Errorf("it writes more than %d bytes", maxAnswer)
-
-// output keeps the begin of what a helper writes and calls full when that is too much.
-type output struct {
-	kept bytes.Buffer // not embedded: io.Copy would fill it past Write
-	full func()
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	if o.kept.Len()+len(p) > maxAnswer {
-		o.full()
-		return 0, errTooMuch
-	}
-	return o.kept.Write(p)
-}
 
 // program finds the executable of a helper.
 func program(name string) (path string, err error) {
@@ -89,43 +71,22 @@ func (s *Store) ask(ctx context.Context, name, server string) (Credential, error
 
 // run returns what the helper wrote to its standard output, also if it failed.
 func (s *Store) run(ctx context.Context, path, server string) ([]byte, error) {
-	late := fmt.Errorf("no answer in %v", s.cfg.HelperTimeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.HelperTimeout, late)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.HelperTimeout, fmt.Errorf("no answer in %v", s.cfg.HelperTimeout))
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	tooMuch := func() { stop(errTooMuch) }
-	stdout, stderr := &output{full: tooMuch}, &output{full: tooMuch}
-
-	cmd := exec.CommandContext(ctx, path, "get")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(server), stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.Cancel, cmd.WaitDelay = kill, lingering
-	err := cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) { // a child of it has the output still
-		_ = kill() // may be gone by now
-		err = nil
-	}
-	if ctx.Err() != nil {
-		return nil, plain(context.Cause(ctx))
-	}
-	if err == nil {
-		return stdout.kept.Bytes(), nil
+	stdout, stderr := command.Output{Max: maxAnswer, Full: tooMuch}, command.Output{Max: maxAnswer, Full: tooMuch}
+	get := command.Command{Path: path, Args: []string{path, "get"}, Stdin: strings.NewReader(server), Stdout: &stdout, Stderr: &stderr}
+	err := get.Run(ctx)
+	if stdout.Cut() || stderr.Cut() {
+		return nil, errTooMuch
 	}
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
-		return nil, err
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", exit, said(&stdout, &stderr))
 	}
-	return stdout.kept.Bytes(), fmt.Errorf("%w: %s", exit, said(stdout, stderr))
-}
-
-// plain keeps the helper's own bound from passing for the end of the caller's time.
-func plain(cause error) error {
-	if errors.Is(cause, context.Canceled) || errors.Is(cause, context.DeadlineExceeded) {
-		return cause
-	}
-	return errors.New(cause.Error())
+	return stdout.Bytes(), err
 }
 
 func saysNotFound(stdout []byte) bool {
@@ -139,10 +100,10 @@ func saysNotFound(stdout []byte) bool {
 }
 
 // said is the begin of the last line that the helper wrote, fit for a line of a log.
-func said(stdout, stderr *output) string {
-	text := strings.TrimSpace(stderr.kept.String())
+func said(stdout, stderr *command.Output) string {
+	text := stderr.Excerpt(maxAnswer)
 	if text == "" {
-		text = strings.TrimSpace(stdout.kept.String()) // helpers write their errors there
+		text = stdout.Excerpt(maxAnswer) // helpers write their errors there
 	}
 	text = text[strings.LastIndexByte(text, '\n')+1:]
 	if len(text) > 200 {
