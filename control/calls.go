@@ -67,9 +67,9 @@ func (s *Server) chosen(refs []string) ([]*imageservice.Image, error) {
 	}
 	var list []*imageservice.Image
 	for _, ref := range refs {
-		img, ok := s.config.Images.Status(ref)
-		if !ok {
-			return nil, fmt.Errorf("%w: %s", ErrNotFound, ref)
+		img, err := s.config.Images.Find(ref)
+		if err != nil {
+			return nil, err
 		}
 		list = append(list, img)
 	}

@@ -62,8 +62,11 @@ type answered struct{ reply reply }
 
 func (a answered) Error() string { return a.reply.Error }
 
-// Is tells the kinds that callers act on.
-func (a answered) Is(target error) bool { return target == ErrNotFound && a.reply.Kind == kindNotFound }
+// Is tells the kinds.
+func (a answered) Is(target error) bool {
+	is, known := kinds[a.reply.Kind]
+	return known && is == target
+}
 
 func send(conn *net.UnixConn, call string, args any, file *os.File) error {
 	encoded, err := json.Marshal(args)

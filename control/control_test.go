@@ -4,11 +4,13 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,7 +118,7 @@ func TestCalls(t *testing.T) {
 		t.Errorf("%+v, %v", usage, err)
 	}
 	for _, refs := range [][]string{{"no/such"}, {"example.com/one:1", "no/such"}} {
-		if err := d.call(t, "remove", Refs{Refs: refs}, nil, &Removed{}); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "no/such") {
+		if err := d.call(t, "remove", Refs{Refs: refs}, nil, &Removed{}); !errors.Is(err, imageservice.ErrNotFound) || !strings.Contains(err.Error(), "no/such") {
 			t.Errorf("remove %q: %v", refs, err)
 		}
 	}
@@ -143,6 +145,40 @@ func TestCalls(t *testing.T) {
 	}
 	if err := Call(t.Context(), d.socket+"x", "list", Refs{}, nil, nil, &list); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("nobody listens: %v", err)
+	}
+}
+
+// The beginning of several ids is refused with their names, by whatever takes images by reference.
+func TestAmbiguousIDs(t *testing.T) {
+	d := newDaemon(t)
+	byDigit := map[string]imageservice.Imported{}
+	var digit string
+	var two []string // as errors name them
+	for i := 0; len(two) == 0; i++ {
+		img := d.imported(t, fmt.Sprintf("app%d", i))[0]
+		digit = strings.TrimPrefix(img.ID, "sha256:")[:1]
+		if other, taken := byDigit[digit]; taken {
+			two = []string{other.ID + " (" + other.Names[0] + ")", img.ID + " (" + img.Names[0] + ")"}
+		}
+		byDigit[digit] = img
+	}
+	slices.Sort(two)
+	want := fmt.Sprintf("invalid image reference %q: ambiguous image id, it may be %s", digit, strings.Join(two, ", "))
+	refs := Refs{Refs: []string{digit}}
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	defer out.Close()
+	for call, args := range map[string]any{"list": refs, "remove": refs, "verify": Verify{Refs: refs.Refs}, "export": refs} {
+		err := d.call(t, call, args, out, new(any))
+		if !errors.Is(err, imageservice.ErrInvalidReference) || errors.Is(err, imageservice.ErrNotFound) || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: %v\nwant %s", call, err, want)
+		}
+	}
+	if n := len(d.images.List()); n != len(byDigit)+1 {
+		t.Errorf("%d images are left", n)
 	}
 }
 

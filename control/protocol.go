@@ -2,7 +2,6 @@ package control
 
 import (
 	"encoding/json"
-	"errors"
 	"path/filepath"
 	"time"
 
@@ -39,10 +38,8 @@ type Progress struct {
 	Stage  string `json:"stage,omitempty"` // of a pull: what takes its time
 }
 
-// ErrNotFound says that an image is not present.
-var ErrNotFound = errors.New("image not found")
-
-const kindNotFound = "not found"
+// kinds are what an error of a reply is on both sides.
+var kinds = map[string]error{"not found": imageservice.ErrNotFound, "invalid reference": imageservice.ErrInvalidReference}
 
 // Pull asks for an image of a registry. The password is empty for anonymous pulls.
 type Pull struct {

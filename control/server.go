@@ -204,8 +204,10 @@ func (r *replies) finish(result any) {
 
 func (r *replies) fail(err error) {
 	line := reply{Error: err.Error()}
-	if errors.Is(err, imageservice.ErrNotFound) || errors.Is(err, ErrNotFound) {
-		line.Kind = kindNotFound
+	for kind, is := range kinds {
+		if errors.Is(err, is) {
+			line.Kind = kind
+		}
 	}
 	r.send(line)
 }

@@ -21,14 +21,14 @@ import (
 // before they were compressed, so ids stay the same. The manifest stays if its layers were not compressed; else there is
 // a new one, and the former is in the archive for those who import it here, as are indexes that lead to it. An image given by a tag
 // has only that name in the archive, any other all that it has. An artifact keeps its manifest; it cannot be exported if bytes of it
-// were not kept. ErrNotFound if one is not present.
+// were not kept. ErrNotFound if one is not present, ErrInvalidReference if a short id means several.
 func (s *Service) Export(ctx context.Context, refs []string, w io.Writer, p *Progress) error {
 	var exports []archive.Export
 	layers := map[digest.Digest]archive.Layer{} // each is written once
 	for _, ref := range refs {
-		img := find(s.db.Snapshot(), ref)
-		if img == nil {
-			return fmt.Errorf("export: %w: %s", ErrNotFound, ref)
+		img, err := s.present(ref)
+		if err != nil {
+			return fmt.Errorf("export: %w", err)
 		}
 		held := unique(img.DiffIDs)
 		if err := s.holds.acquire(ctx, held); err != nil {

@@ -57,6 +57,23 @@ func (s *Service) Status(ref string) (*Image, bool) {
 	return s.image(img), true
 }
 
+// Find is Status with an error: ErrNotFound, or ErrInvalidReference if ref is the beginning of several ids.
+func (s *Service) Find(ref string) (*Image, error) {
+	img, err := s.present(ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.image(img), nil
+}
+
+func (s *Service) present(ref string) (*imagedb.Image, error) {
+	img, err := lookUp(s.db.Snapshot(), ref)
+	if err == nil && img == nil {
+		err = fmt.Errorf("%w: %s", ErrNotFound, ref)
+	}
+	return img, err
+}
+
 // Volume returns the id of a present image or artifact that is to be mounted.
 func (s *Service) Volume(ref string) (id string, ok bool) {
 	img := find(s.db.Snapshot(), ref)

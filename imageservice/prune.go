@@ -26,13 +26,13 @@ type PruneRequest struct {
 
 // RemoveCounting is Remove and says what that freed: nothing while a container or another image needs the layers.
 func (s *Service) RemoveCounting(ctx context.Context, ref string) (Removed, error) {
-	img := find(s.db.Snapshot(), ref)
+	img, err := lookUp(s.db.Snapshot(), ref)
 	if img == nil {
-		return Removed{ID: ref, RepoTags: []string{}}, nil
+		return Removed{ID: ref, RepoTags: []string{}}, err
 	}
 	one := Removed{ID: string(img.ID), RepoTags: slices.Concat([]string{}, img.Names)}
 	before := s.sizes()
-	err := s.Remove(ctx, string(img.ID))
+	err = s.Remove(ctx, string(img.ID))
 	after := s.sizes()
 	for _, id := range unique(img.DiffIDs) {
 		if _, still := after[id]; !still {

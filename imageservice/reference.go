@@ -48,8 +48,7 @@ func (t target) String() string {
 	return t.repo.Name() + ":" + t.tag
 }
 
-// find returns the present image that ref means: an id, a name or digest as one would pull it, or the beginning of an id that
-// fits only one image. nil if there is none, or none is meant for certain.
+// find is lookUp where several images are as good as none.
 func find(s *imagedb.Snapshot, ref string) *imagedb.Image {
 	img, err := lookUp(s, ref)
 	if err != nil {
@@ -58,7 +57,8 @@ func find(s *imagedb.Snapshot, ref string) *imagedb.Image {
 	return img
 }
 
-// lookUp is find with an error, ErrInvalidReference, where several images are meant.
+// lookUp returns the present image that ref means: an id, a name or digest as one would pull it, or the beginning of an id that
+// fits only one image. nil if there is none; ErrInvalidReference, which names them, if several are meant.
 func lookUp(s *imagedb.Snapshot, ref string) (*imagedb.Image, error) {
 	if img := s.ByID(digest.Digest(ref)); img != nil {
 		return img, nil

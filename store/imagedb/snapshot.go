@@ -3,8 +3,10 @@ package imagedb
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -12,6 +14,9 @@ import (
 
 // ErrAmbiguous says that a short id is the beginning of more than one image's.
 var ErrAmbiguous = errors.New("ambiguous image id")
+
+// maxNamed is how many of them an error names.
+const maxNamed = 5
 
 // Snapshot is the state after one change. It never changes itself.
 type Snapshot struct {
@@ -37,7 +42,7 @@ func (s *Snapshot) ByID(id digest.Digest) *Image {
 func (s *Snapshot) ByName(name string) *Image { return s.byName[name] }
 
 // ByPrefix returns the only image whose id begins with prefix, with or without "sha256:"; nil if there is none,
-// ErrAmbiguous if there are several.
+// ErrAmbiguous, with their ids, if there are several.
 func (s *Snapshot) ByPrefix(prefix string) (*Image, error) {
 	algorithm, hex, found := strings.Cut(prefix, ":")
 	if !found {
@@ -54,9 +59,26 @@ func (s *Snapshot) ByPrefix(prefix string) (*Image, error) {
 		return nil, nil
 	}
 	if i+1 < len(s.images) && strings.HasPrefix(string(s.images[i+1].ID), full) {
-		return nil, ErrAmbiguous
+		return nil, fmt.Errorf("%w, it may be %s", ErrAmbiguous, beginWith(s.images[i:], full))
 	}
 	return s.images[i], nil
+}
+
+// beginWith names the first of the images whose ids begin with prefix, which are the first of images.
+func beginWith(images []*Image, prefix string) string {
+	n := sort.Search(len(images), func(i int) bool { return !strings.HasPrefix(string(images[i].ID), prefix) })
+	var names []string
+	for _, img := range images[:min(n, maxNamed)] {
+		name := string(img.ID)
+		if len(img.Names) > 0 {
+			name += " (" + img.Names[0] + ")"
+		}
+		names = append(names, name)
+	}
+	if n > maxNamed {
+		names = append(names, fmt.Sprintf("%d more", n-maxNamed))
+	}
+	return strings.Join(names, ", ")
 }
 
 func newSnapshot(images map[digest.Digest]*Image) *Snapshot {
