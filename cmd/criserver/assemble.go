@@ -29,8 +29,19 @@ import (
 	"github.com/criserver/criserver/store/layer"
 )
 
+// parts are what does not need the pods of before.
+type parts struct {
+	recorder *stage.Recorder
+	seLinux  *selinux.Host // nil: not used
+	runtime  *ociruntime.Runtime
+	driver   runtimev1.CgroupDriver
+	layers   *layer.Store
+	images   *imageservice.Service
+	network  *cni.Network
+}
+
 // assemble builds the parts from the bottom up and connects them. It starts nothing that outlives its error.
-// This is the one place that knows all parts.
+// This file is the one place that knows all parts.
 func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 	n := &node{config: config, log: log}
 	defer func() {
@@ -38,24 +49,20 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 			err = errors.Join(err, n.close(context.Background()))
 		}
 	}()
-	recorder := stage.NewRecorder(flightSize)
-	seLinux, err := n.assembleSELinux()
-	if err != nil {
+	p := parts{recorder: stage.NewRecorder(flightSize)}
+	if p.seLinux, err = n.assembleSELinux(); err != nil {
 		return nil, err
 	}
-	runtime, driver, err := n.assembleRuntime(seLinux)
-	if err != nil {
+	if p.runtime, p.driver, err = n.assembleRuntime(p.seLinux); err != nil {
 		return nil, err
 	}
-	layers, images, err := n.assembleImages(recorder)
-	if err != nil {
+	if p.layers, p.images, err = n.assembleImages(p.recorder); err != nil {
 		return nil, err
 	}
-	if err := n.assembleMetrics(images.Metrics()); err != nil {
+	if err := n.assembleMetrics(p.images.Metrics()); err != nil {
 		return nil, err
 	}
-	network, err := n.assembleNetwork()
-	if err != nil {
+	if p.network, err = n.assembleNetwork(); err != nil {
 		return nil, err
 	}
 	settings, err := config.rpcSettings()
@@ -64,58 +71,71 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 	}
 	n.cri = cri.New(cri.Config{
 		Version:      versionString(),
-		CgroupDriver: driver,
+		CgroupDriver: p.driver,
 		Features:     cri.Features{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: userNamespaces(), MountOptions: true},
-		Recorder:     recorder,
+		Recorder:     p.recorder,
 		Log:          log,
 		Settings:     settings,
 	})
-	n.start = func(ctx context.Context) error {
-		appArmor, err := n.assembleAppArmor(ctx)
-		if err != nil {
-			return err
-		}
-		devices, err := n.assembleCDI()
-		if err != nil {
-			return err
-		}
-		plugins, err := n.assembleNRI()
-		if err != nil {
-			return err
-		}
-		streams, err := n.assembleStreaming(ctx) // before pods: a start that fails changes nothing
-		if err != nil {
-			return err
-		}
-		pods, err := sandbox.New(ctx, sandbox.Config{
-			StateDir: config.State, RootDir: config.Root, Settings: config.podSettings(),
-			Runtime: sandbox.Embedded(runtime), Images: images, Network: network, Roots: layers.Roots, Layers: layers,
-			CDI: devices, AppArmor: appArmor, SELinux: seLinux, Categories: config.Security.Categories,
-			StatsPeriod: time.Duration(config.Stats.Period), LayerPeriod: time.Duration(config.Stats.LayerPeriod),
-			UpperDir: layers.UpperDir, Written: layers.Written, LayerDir: layersDir(config), Plugins: plugins, Recorder: recorder, Log: log,
-		})
-		if err != nil {
-			return errors.Join(fmt.Errorf("bring back pods: %w", err), streams.Close(ctx))
-		}
-		n.apply = func(c *Config) error { return apply(c, pods, images, devices, log) }
-		n.closers = append(n.closers, func(ctx context.Context) error {
-			pods.Close(ctx)
-			if len(pods.ListPods()) > 0 {
-				return nil
-			}
-			return network.RemoveDefault() // a node without pods is left as it was found
-		})
-		streams.Serve(pods)
-		n.closers = append(n.closers, streams.Close) // runs before that of pods: commands end with their streams
-		if err := n.serveControl(control.Config{Images: images, Written: pods.Written, Containers: imagesOf(pods)}); err != nil {
-			return err
-		}
-		n.cri.Start(cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: images,
-			Streams: streams, Network: rpcNetwork{network}})
-		n.preload(images)
-		return nil
-	}
+	n.start = func(ctx context.Context) error { return n.serveParts(ctx, &p) }
 	return n, nil
+}
+
+// serveParts brings back pods and answers requests from then on.
+func (n *node) serveParts(ctx context.Context, p *parts) error {
+	streams, err := n.assembleStreaming(ctx) // before pods: a start that fails changes nothing
+	if err != nil {
+		return err
+	}
+	pods, err := n.assemblePods(ctx, p)
+	if err != nil {
+		return errors.Join(err, streams.Close(ctx))
+	}
+	streams.Serve(pods)
+	n.closers = append(n.closers, streams.Close) // runs before that of pods: commands end with their streams
+	if err := n.serveControl(control.Config{Images: p.images, Written: pods.Written, Containers: imagesOf(pods)}); err != nil {
+		return err
+	}
+	n.cri.Start(cri.Services{Pods: pods, Containers: pods, Resources: pods, Events: pods, Stats: pods, Images: p.images,
+		Streams: streams, Network: rpcNetwork{p.network}})
+	n.preload(p.images)
+	return nil
+}
+
+// assemblePods makes what only pods use, and brings back those of before.
+func (n *node) assemblePods(ctx context.Context, p *parts) (*sandbox.Service, error) {
+	appArmor, err := n.assembleAppArmor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	devices, err := n.assembleCDI()
+	if err != nil {
+		return nil, err
+	}
+	plugins, err := n.assembleNRI()
+	if err != nil {
+		return nil, err
+	}
+	c := &n.config
+	pods, err := sandbox.New(ctx, sandbox.Config{
+		StateDir: c.State, RootDir: c.Root, Settings: c.podSettings(),
+		Runtime: sandbox.Embedded(p.runtime), Images: p.images, Network: p.network, Roots: p.layers.Roots, Layers: p.layers,
+		CDI: devices, AppArmor: appArmor, SELinux: p.seLinux, Categories: c.Security.Categories,
+		StatsPeriod: time.Duration(c.Stats.Period), LayerPeriod: time.Duration(c.Stats.LayerPeriod),
+		UpperDir: p.layers.UpperDir, Written: p.layers.Written, LayerDir: layersDir(*c), Plugins: plugins, Recorder: p.recorder, Log: n.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bring back pods: %w", err)
+	}
+	n.apply = func(c *Config) error { return apply(c, pods, p.images, devices, n.log) }
+	n.closers = append(n.closers, func(ctx context.Context) error {
+		pods.Close(ctx)
+		if len(pods.ListPods()) > 0 {
+			return nil
+		}
+		return p.network.RemoveDefault() // a node without pods is left as it was found
+	})
+	return pods, nil
 }
 
 func (n *node) assembleCDI() (*cdi.Registry, error) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/criserver/criserver/imageservice"
 	"github.com/criserver/criserver/ociruntime/apparmor"
 	"github.com/criserver/criserver/ociruntime/cdi"
 )
@@ -87,6 +88,11 @@ type Images struct {
 
 func defaultImages() Images {
 	return Images{Store: "auto", Pinned: []string{}, Verify: defaultVerify(), Connections: 16, ConnectionsPerLayer: 4, PullMemory: 32}
+}
+
+// bounds are what all pulls together may take.
+func (c *Images) bounds() imageservice.Bounds {
+	return imageservice.Bounds{Layers: c.ParallelLayers, Connections: c.Connections, PerLayer: c.ConnectionsPerLayer, Memory: int64(c.PullMemory) << 20}
 }
 
 // Security configures what confines containers beside namespaces, capabilities and seccomp.

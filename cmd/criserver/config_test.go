@@ -78,7 +78,7 @@ func TestConfigFaults(t *testing.T) {
 			want: []string{"images.verify.policy: read policy: open /no/such/policy.json: no such file", "images.verify.bin_dir: open /no/such/dir", "images.verify.max_verifiers: -2 is neither", "images.verify.per_verifier_timeout: must be positive"}},
 		{name: "wrong values of NRI", text: "[nri]\nenable = 'yes'\nsocket_path = 's'\nplugin_path = 'p'\nplugin_config_path = 'c'\nplugin_request_timeout = '0s'\nplugin_registration_timeout = '-1s'\n",
 			want: []string{`nri.enable: "yes" is not one of`, `nri.socket_path: "s" is not an absolute`, "nri.plugin_path: ", "nri.plugin_config_path: ",
-				"nri.plugin_request_timeout: must be more than 0", "nri.plugin_registration_timeout: "}},
+				"nri.plugin_request_timeout: must be positive", "nri.plugin_registration_timeout: "}},
 		{name: "wrong values of registries", text: "[registries]\ncredentials_file = 'c'\ncredential_helper_timeout = '40s'\nmin_throughput = 0\nmax_wait = '2h'\nattempts = 0\n" +
 			"requests_per_second = nan\nrequests_at_once = -1\nfallback = 'maybe'\n[registry_hosts.'https://a']\n[registry_hosts.a]\nproxy = 'http://u:hunter2@p:1'\nfallback = 'x'\nrequests_at_once = -2\nproxi = 'x'\n" +
 			"[registry_hosts.b]\nproxy = 'ftp://p'\n[registry_hosts.c]\nproxy = 'p:1'\n",

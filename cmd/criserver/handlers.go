@@ -77,19 +77,16 @@ func (h Handler) translate() (*specgen.Handler, []string) {
 	return made, append(faults, made.Check()...)
 }
 
-// checkHandlers returns everything that is wrong with names and values of handlers.
-func checkHandlers(all map[string]Handler) []string {
-	var faults []string
+func checkHandlers(all map[string]Handler, f *faults) {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if !handlerName.MatchString(name) {
-			faults = append(faults, fmt.Sprintf("handlers: %q is not the name of a handler: lower-case letters, digits, - and .", name))
+			f.add("handlers", "%q is not the name of a handler: lower-case letters, digits, - and .", name)
 		}
 		_, wrong := all[name].translate()
-		for _, fault := range wrong {
-			faults = append(faults, "handlers."+name+"."+fault)
+		for _, fault := range wrong { // begins with the key
+			*f = append(*f, "handlers."+name+"."+fault)
 		}
 	}
-	return faults
 }
 
 // handlers are those that validate has passed, by the names by which requests ask for them.

@@ -11,8 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/criserver/criserver/imageservice"
 )
 
 // metricsPatience is how long a client may take to ask.
@@ -23,8 +21,8 @@ type Metrics struct {
 	Address string `toml:"address" comment:"host:port on which criserver's own metrics are served for Prometheus, as /metrics. Anybody who reaches it may read them. Empty: they are not served."`
 }
 
-// checkMetrics wants an address with an IP address, so that nothing waits for a name server.
-func checkMetrics(m Metrics, add func(key, format string, args ...any)) {
+// check wants an address with an IP address, so that nothing waits for a name server.
+func (m *Metrics) check(f *faults) {
 	if m.Address == "" {
 		return
 	}
@@ -36,7 +34,7 @@ func checkMetrics(m Metrics, add func(key, format string, args ...any)) {
 		_, err = net.LookupPort("tcp", port)
 	}
 	if err != nil {
-		add("metrics.address", "%q is not of the form IP:port: %v", m.Address, err)
+		f.add("metrics.address", "%q is not of the form IP:port: %v", m.Address, err)
 	}
 }
 
@@ -70,24 +68,4 @@ func (n *node) assembleMetrics(parts ...prometheus.Collector) error {
 	})
 	n.log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
 	return nil
-}
-
-// checkPulls wants bounds within which every layer can be pulled.
-func checkPulls(c Images, add func(key, format string, args ...any)) {
-	for _, v := range []struct {
-		key          string
-		value, least int
-	}{{"images.parallel_layers", c.ParallelLayers, 0}, {"images.connections", c.Connections, 1}, {"images.connections_per_layer", c.ConnectionsPerLayer, 1}} {
-		if v.value < v.least || v.value > 1000 {
-			add(v.key, "%d is not between %d and 1000", v.value, v.least)
-		}
-	}
-	if c.PullMemory < imageservice.MinMemory>>20+1 || c.PullMemory > 1<<20 {
-		add("images.pull_memory_mib", "%d is not between %d and %d", c.PullMemory, imageservice.MinMemory>>20+1, 1<<20)
-	}
-}
-
-// bounds are what all pulls together may take.
-func (c *Images) bounds() imageservice.Bounds {
-	return imageservice.Bounds{Layers: c.ParallelLayers, Connections: c.Connections, PerLayer: c.ConnectionsPerLayer, Memory: int64(c.PullMemory) << 20}
 }

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"io"
-	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -43,35 +40,14 @@ func defaultNRI() NRI {
 		DefaultValidator: NRIValidator{RequiredPlugins: []string{}}}
 }
 
-// checkNRI returns what is wrong with c.
-func checkNRI(c NRI) []string {
-	var faults []string
-	add := func(key, format string, args ...any) {
-		faults = append(faults, "nri."+key+": "+fmt.Sprintf(format, args...))
-	}
-	if !slices.Contains([]string{"auto", "on", "off"}, c.Enable) {
-		add("enable", "%q is not one of auto, on, off", c.Enable)
-	}
-	if c.SocketPath != "" && !filepath.IsAbs(c.SocketPath) {
-		add("socket_path", "%q is not an absolute path", c.SocketPath)
-	}
-	if len(c.SocketPath) > maxSocketPath {
-		add("socket_path", "%q is longer than the %d bytes of a socket's path", c.SocketPath, maxSocketPath)
-	}
-	for _, dir := range []struct{ key, path string }{{"plugin_path", c.PluginPath}, {"plugin_config_path", c.PluginConfigPath}} {
-		if !filepath.IsAbs(dir.path) {
-			add(dir.key, "%q is not an absolute path", dir.path)
-		}
-	}
-	for _, t := range []struct {
-		key   string
-		value Duration
-	}{{"plugin_registration_timeout", c.RegistrationTimeout}, {"plugin_request_timeout", c.RequestTimeout}} {
-		if t.value <= 0 {
-			add(t.key, "must be more than 0")
-		}
-	}
-	return faults
+func (c *NRI) check(f *faults) {
+	f.oneOf("nri.enable", c.Enable, "auto", "on", "off")
+	f.absoluteIfAny("nri.socket_path", c.SocketPath)
+	f.socketPath("nri.socket_path", c.SocketPath)
+	f.absolute("nri.plugin_path", c.PluginPath)
+	f.absolute("nri.plugin_config_path", c.PluginConfigPath)
+	f.positive("nri.plugin_registration_timeout", c.RegistrationTimeout)
+	f.positive("nri.plugin_request_timeout", c.RequestTimeout)
 }
 
 // assembleNRI returns nil if NRI is off.

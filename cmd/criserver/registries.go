@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -67,36 +65,32 @@ func (c *Config) registries() remote.Config {
 	}
 }
 
-// checkRegistries returns everything that is wrong with what is said of registries.
-func checkRegistries(c *Config) (faults []string) {
-	add := func(key, format string, args ...any) { faults = append(faults, key+": "+fmt.Sprintf(format, args...)) }
-	r := &c.Registries
-	if r.CredentialsFile != "" && !filepath.IsAbs(r.CredentialsFile) {
-		add("registries.credentials_file", "%q is not an absolute path", r.CredentialsFile)
-	}
+func (r *Registries) check(f *faults) {
+	f.absoluteIfAny("registries.credentials_file", r.CredentialsFile)
 	for _, d := range []struct {
 		key   string
 		value Duration
 	}{{"credential_helper_timeout", r.HelperTimeout}, {"throughput_window", r.Window}, {"max_wait", r.MaxWait}} {
 		if d.value < Duration(time.Second) || d.value > Duration(time.Hour) {
-			add("registries."+d.key, "%s is not between 1s and 1h", time.Duration(d.value))
+			f.add("registries."+d.key, "%s is not between 1s and 1h", time.Duration(d.value))
 		}
 	}
 	if r.HelperTimeout >= r.Window {
-		add("registries.credential_helper_timeout", "must be shorter than registries.throughput_window, in which an answer must begin")
+		f.add("registries.credential_helper_timeout", "must be shorter than registries.throughput_window, in which an answer must begin")
 	}
 	if r.MinThroughput < 1 {
-		add("registries.min_throughput", "must be positive: a pull from a registry that is silent would never end")
+		f.add("registries.min_throughput", "must be positive: a pull from a registry that is silent would never end")
 	}
-	if r.Attempts < 1 || r.Attempts > 100 {
-		add("registries.attempts", "%d is not between 1 and 100", r.Attempts)
-	}
-	checkRequests("registries.", r.RequestsPerSecond, r.RequestsAtOnce, add)
-	checkFallback("registries.", r.Fallback, add)
-	for _, name := range slices.Sorted(maps.Keys(c.RegistryHosts)) {
-		h, prefix := c.RegistryHosts[name], "registry_hosts."+name+"."
+	f.between("registries.attempts", r.Attempts, 1, 100)
+	f.requests("registries.", r.RequestsPerSecond, r.RequestsAtOnce)
+	f.fallback("registries.", r.Fallback)
+}
+
+func checkRegistryHosts(hosts map[string]RegistryHost, f *faults) {
+	for _, name := range slices.Sorted(maps.Keys(hosts)) {
+		h, prefix := hosts[name], "registry_hosts."+name+"."
 		if name == "" || strings.ContainsAny(name, "/ \t\n@") {
-			add("registry_hosts", "%q is not a host or host:port", name)
+			f.add("registry_hosts", "%q is not a host or host:port", name)
 		}
 		perSecond, atOnce := 0.0, 0
 		if h.RequestsPerSecond != nil {
@@ -105,31 +99,27 @@ func checkRegistries(c *Config) (faults []string) {
 		if h.RequestsAtOnce != nil {
 			atOnce = *h.RequestsAtOnce
 		}
-		checkRequests(prefix, perSecond, atOnce, add)
+		f.requests(prefix, perSecond, atOnce)
 		if h.Fallback != "" {
-			checkFallback(prefix, h.Fallback, add)
+			f.fallback(prefix, h.Fallback)
 		}
 		if h.Proxy != "" {
 			if _, err := remote.ParseProxy(h.Proxy); err != nil {
-				add(prefix+"proxy", "%v", err)
+				f.add(prefix+"proxy", "%v", err)
 			}
 		}
 	}
-	return faults
 }
 
-func checkRequests(prefix string, perSecond float64, atOnce int, add func(key, format string, args ...any)) {
+func (f *faults) requests(prefix string, perSecond float64, atOnce int) {
 	if !(perSecond >= 0 && perSecond <= 1e6) { // also if it is no number
-		add(prefix+"requests_per_second", "%v is not between 0 and 1000000", perSecond)
+		f.add(prefix+"requests_per_second", "%v is not between 0 and 1000000", perSecond)
 	}
 	if atOnce < 0 {
-		add(prefix+"requests_at_once", "must not be negative")
+		f.add(prefix+"requests_at_once", "must not be negative")
 	}
 }
 
-func checkFallback(prefix, value string, add func(key, format string, args ...any)) {
-	allowed := []remote.Fallback{remote.FallbackAlways, remote.FallbackUnavailable, remote.FallbackNever}
-	if !slices.Contains(allowed, remote.Fallback(value)) {
-		add(prefix+"fallback", "%q is not one of %s, %s, %s", value, allowed[0], allowed[1], allowed[2])
-	}
+func (f *faults) fallback(prefix, value string) {
+	f.oneOf(prefix+"fallback", value, string(remote.FallbackAlways), string(remote.FallbackUnavailable), string(remote.FallbackNever))
 }

@@ -30,28 +30,24 @@ func defaultVerify() Verify {
 }
 
 // check reads the policy too: one that is not right must not be found out after others count no more.
-func (v Verify) check(absolute func(key string, paths ...string), add func(key, format string, args ...any)) {
+func (v *Verify) check(f *faults) {
 	if v.Policy != "" {
-		absolute("images.verify.policy", v.Policy)
+		f.absolute("images.verify.policy", v.Policy)
 		if _, err := trust.Load(v.Policy); err != nil {
-			add("images.verify.policy", "%v", err)
+			f.add("images.verify.policy", "%v", err)
 		}
 	}
 	if v.BinDir != "" {
-		absolute("images.verify.bin_dir", v.BinDir)
+		f.absolute("images.verify.bin_dir", v.BinDir)
 		if _, err := os.ReadDir(v.BinDir); err != nil {
-			add("images.verify.bin_dir", "%v", err)
+			f.add("images.verify.bin_dir", "%v", err)
 		}
 	}
-	if v.Imports != importsVerify && v.Imports != importsAllow {
-		add("images.verify.imports", "%q is not one of %s, %s", v.Imports, importsVerify, importsAllow)
-	}
+	f.oneOf("images.verify.imports", v.Imports, importsVerify, importsAllow)
 	if v.Verifiers < -1 {
-		add("images.verify.max_verifiers", "%d is neither a number of verifiers nor -1", v.Verifiers)
+		f.add("images.verify.max_verifiers", "%d is neither a number of verifiers nor -1", v.Verifiers)
 	}
-	if v.Timeout <= 0 {
-		add("images.verify.per_verifier_timeout", "must be positive")
-	}
+	f.positive("images.verify.per_verifier_timeout", v.Timeout)
 }
 
 // verification reads what v names.
