@@ -146,6 +146,9 @@ func (b *bench) rounds(n int) int {
 	return n
 }
 
+// many is rounds, as many times as was asked for: of what is short.
+func (b *bench) many(n int) int { return b.rounds(n) * b.times }
+
 // cleanContext is for undoing, which must happen also when time is up.
 func cleanContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 30*time.Second)

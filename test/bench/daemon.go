@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
 )
 
 // daemon is a CRI server that was started for this part, with its own directories.
@@ -22,6 +24,7 @@ type daemon struct {
 	name    string
 	dir     string
 	parent  string // cgroup parent of its pods
+	cgroups *cgroup.Hierarchies
 	image   string // what its containers are made of
 	place   *place // where it is started; nil: where everybody is
 	cmd     *exec.Cmd
@@ -102,7 +105,7 @@ func (b *bench) newDaemon(name, image string) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &daemon{name: name, dir: dir, parent: b.parent + "/" + name, image: image}
+	d := &daemon{name: name, dir: dir, parent: b.parent + "/" + name, cgroups: b.cgroups, image: image}
 	for _, name := range []string{"cni", "state"} {
 		if err := os.Mkdir(d.path(name), 0o755); err != nil {
 			return nil, err

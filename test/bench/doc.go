@@ -2,7 +2,7 @@
 // all of them. It prints markdown: the machine, a table for each part, and the ratios to the better peer with their targets
 // (DESIGN.md, section 9).
 //
-//	go run ./test/bench [-quick] [-only start,exec,...] [-runc PATH] [-crun COMMAND] [-containerd PATH]
+//	go run ./test/bench [-quick] [-times 3] [-only start,exec,...] [-runc PATH] [-crun COMMAND] [-containerd PATH]
 //	    [-crio PATH -conmon PATH -pinns PATH] [-plugins DIR] [-pods 100]
 //
 // -beside names another build of criserver, which takes part as a peer: so a change is measured, in turns with what was before it.
@@ -12,7 +12,8 @@
 // images of many layers with one; pull fetches an image of many small files from docker-registry beside inflating and hashing it,
 // and looks at memory and disk; cri, bridge, sync, lists, stats, memory and a half of logs drive bin/criserver beside containerd
 // (1 or 2, with the runc that is named) and CRI-O (with conmon and crun) over their sockets. With a bridge, all daemons run the same
-// CNI plugins, and these are measured alone, too. Times are p50 and p99, back to back and one every 100 ms: a loop hides the
+// CNI plugins, and these are measured alone, too. What a kubelet makes before it asks a runtime, the cgroups of pods, is made by the
+// bench. Times are p10, which other work disturbs least, p50 and p99, back to back and one every 100 ms: a loop hides the
 // kernel's grace periods.
 //
 // It runs in mount and network namespaces of its own, with an empty /run and /var/lib, under a directory and a cgroup parent of

@@ -15,6 +15,7 @@ const (
 	lapCRIStart = "StartContainer"
 	lapStop     = "StopContainer"
 	lapStopPod  = "StopPodSandbox"
+	lapLife     = "whole life"
 	lapSync     = "ExecSync of true"
 )
 
@@ -35,6 +36,7 @@ func (d *daemon) life(ctx context.Context, net network) ([]lap, error) {
 	if err != nil {
 		return nil, err
 	}
+	cpu := d.cpuTime()
 	l := startLaps()
 	steps := []struct {
 		name string
@@ -60,7 +62,8 @@ func (d *daemon) life(ctx context.Context, net network) ([]lap, error) {
 			l.last = time.Now()
 		}
 	}
-	return l.all, nil
+	l.all = append(l.all, lap{lapLife + lapDaemonCPU, d.cpuTime() - cpu})
+	return l.all, p.group.Delete(ctx)
 }
 
 func (d *daemon) lives(net network) contender {
@@ -128,14 +131,14 @@ func (b *bench) takeLives(ctx context.Context, all []*daemon, net network, every
 	for _, d := range all {
 		everybody = append(everybody, d.lives(net))
 	}
-	if loop, err = inTurns(ctx, b.rounds(60), 0, everybody); err != nil {
+	if loop, err = inTurns(ctx, b.many(60), 0, everybody); err != nil {
 		return nil, nil, err
 	}
 	stages, err := all[0].operations(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	if lone, err = inTurns(ctx, b.rounds(25), loneGap, everybody); err != nil {
+	if lone, err = inTurns(ctx, b.many(25), loneGap, everybody); err != nil {
 		return nil, nil, err
 	}
 	printTimes(loop, lone)
@@ -203,14 +206,14 @@ func (b *bench) throughput(ctx context.Context, all []*daemon, net network, floo
 		return nil
 	}
 	if floor != nil {
-		if err := measure(*floor, b.rounds(160)); err != nil {
+		if err := measure(*floor, b.many(160)); err != nil {
 			return err
 		}
 	}
 	for _, d := range all {
-		n := b.rounds(160)
+		n := b.many(160)
 		if d.name != ours {
-			n = b.rounds(40)
+			n = b.many(40)
 		}
 		if err := measure(d.lives(net), n); err != nil {
 			return err

@@ -30,6 +30,7 @@ var parts = []part{
 // options are what the command line says.
 type options struct {
 	quick      bool
+	times      int
 	only       string
 	runc       string
 	crun       string
@@ -54,6 +55,7 @@ const pullBound = 15 * time.Minute
 func main() {
 	var o options
 	flag.BoolVar(&o.quick, "quick", false, "a tenth of the rounds: to see that it works")
+	flag.IntVar(&o.times, "times", 1, "how many times as many rounds of cri, bridge and sync: against noise, where there is time")
 	flag.StringVar(&o.only, "only", "", "comma-separated parts: "+partNames())
 	flag.StringVar(&o.runc, "runc", "runc", "runc, on PATH or with a path")
 	flag.StringVar(&o.crun, "crun", "", "crun and arguments before its own; empty: what fetch-crun fetched, else that on PATH")

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
 )
 
 // network is what a pod's containers see.
@@ -25,9 +27,10 @@ type pod struct {
 	id        string
 	config    *cri.PodSandboxConfig
 	container string
+	group     *cgroup.Group // what its cgroups are in, made and removed as by a kubelet, before and after what the daemon is asked
 }
 
-func (d *daemon) newPod(net network) (*pod, error) {
+func (d *daemon) newPod(net network) (_ *pod, err error) {
 	uid := randomID()[:32]
 	logs := d.path("logs/" + uid)
 	p := &pod{d: d, config: &cri.PodSandboxConfig{
@@ -47,7 +50,11 @@ func (d *daemon) newPod(net network) (*pod, error) {
 		p.config.Hostname = p.config.GetMetadata().GetName()
 		p.config.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_POD
 	}
-	return p, errors.Join(d.makeVolumes(), os.MkdirAll(logs, 0o755))
+	if err := errors.Join(d.makeVolumes(), os.MkdirAll(logs, 0o755)); err != nil {
+		return nil, err
+	}
+	p.group, err = d.cgroups.Create(d.parent, "pod"+uid, nil, nil)
+	return p, err
 }
 
 // makeVolumes makes what all containers of d have mounted.
@@ -152,11 +159,20 @@ func (p *pod) up(ctx context.Context, command ...string) error {
 	return p.start(ctx)
 }
 
-// remove removes the pod with its container.
+// remove removes the pod with its container, and its cgroup.
 func (p *pod) remove(ctx context.Context) error {
-	if p.id == "" {
+	if p.id != "" {
+		if err := p.removeAll(ctx); err != nil {
+			return err
+		}
+	}
+	if p.group == nil { // a list has the pod
 		return nil
 	}
+	return p.group.Delete(ctx)
+}
+
+func (p *pod) removeAll(ctx context.Context) error {
 	if p.container != "" {
 		if err := p.stopContainer(ctx); err != nil { // without, peers give it ten seconds
 			return err

@@ -130,14 +130,20 @@ func (t *table) print() {
 
 // printTimes prints the series of a loop beside the same of lone rounds. lone may be nil.
 func printTimes(loop, lone results) {
-	t := table{header: []string{"", "", "back to back p50", "p99", "every 100 ms p50", "p99", "rounds"}}
+	t := table{header: []string{"", "", "back to back p10", "p50", "p99", "every 100 ms p10", "p50", "p99", "rounds"}}
 	for _, s := range loop {
-		row := []string{s.contender, s.lap, ms(s.percentile(0.5)), ms(s.percentile(0.99)), "", "", fmt.Sprint(len(s.times))}
+		row := append([]string{s.contender, s.lap}, s.tenthMiddleTail()...)
 		if l := lone.find(s.contender, s.lap); l != nil {
-			row[4], row[5] = ms(l.percentile(0.5)), ms(l.percentile(0.99))
-			row[6] += fmt.Sprintf(" + %d", len(l.times))
+			row = append(append(row, l.tenthMiddleTail()...), fmt.Sprintf("%d + %d", len(s.times), len(l.times)))
+		} else {
+			row = append(row, "", "", "", fmt.Sprint(len(s.times)))
 		}
 		t.add(row...)
 	}
 	t.print()
+}
+
+// tenthMiddleTail is p10, which other work of the machine disturbs least, p50 and p99.
+func (s *series) tenthMiddleTail() []string {
+	return []string{ms(s.percentile(0.1)), ms(s.percentile(0.5)), ms(s.percentile(0.99))}
 }

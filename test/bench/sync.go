@@ -24,17 +24,19 @@ func measureSync(ctx context.Context, b *bench) error {
 		}
 		pods[d.name] = p
 		everybody = append(everybody, contender{d.name, func(ctx context.Context) ([]lap, error) {
+			cpu := d.cpuTime()
 			l := startLaps()
 			err := p.exec(ctx, "true")
 			l.total(lapSync)
+			l.all = append(l.all, lap{lapSync + lapDaemonCPU, d.cpuTime() - cpu})
 			return l.all, err
 		}})
 	}
-	loop, err := inTurns(ctx, b.rounds(200), 0, everybody)
+	loop, err := inTurns(ctx, b.many(200), 0, everybody)
 	if err != nil {
 		return err
 	}
-	lone, err := inTurns(ctx, b.rounds(60), loneGap, everybody)
+	lone, err := inTurns(ctx, b.many(60), loneGap, everybody)
 	if err != nil {
 		return err
 	}
@@ -66,9 +68,9 @@ func (b *bench) execRates(ctx context.Context, all []*daemon, pods map[string]*p
 		t.header = append(t.header, fmt.Sprintf("%d in parallel", workers))
 		rates := map[string]float64{}
 		for i, c := range everybody {
-			n := b.rounds(1000)
+			n := b.many(1000)
 			if c.name == peerContainerd || c.name == peerCRIO {
-				n = b.rounds(100)
+				n = b.many(100)
 			}
 			began := time.Now()
 			if err := parallel(ctx, workers, n, func(ctx context.Context, _ int) error { _, err := c.round(ctx); return err }); err != nil {
