@@ -107,6 +107,13 @@ const (
 // switch to the client. It is held only while something is written.
 const writeBuffer = 256 << 10
 
+// What a client may send before it hears that it was read. They are fixed because gRPC otherwise measures the way to the client with
+// every request, by a ping that wakes both sides: pointless on a socket of the same machine.
+const (
+	streamWindow     = 1 << 20
+	connectionWindow = 4 << 20
+)
+
 // GRPC returns a gRPC server for the socket with both services.
 func (s *Server) GRPC() *grpc.Server {
 	g := grpc.NewServer(
@@ -115,6 +122,8 @@ func (s *Server) GRPC() *grpc.Server {
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxSendMsgSize(maxSend),
 		grpc.WriteBufferSize(writeBuffer),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ForceServerCodecV2(newCodec()),
 	)
 	runtimev1.RegisterRuntimeServiceServer(g, &runtimeHandlers{Server: s})
