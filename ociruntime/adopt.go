@@ -168,6 +168,15 @@ func takeOne(kept map[string][]*os.File, name string) *os.File {
 	return files[0]
 }
 
+// FindParent finds PodConfig.CgroupParent of a pod of which only ids are known; "" if it has no cgroup.
+func (r *Runtime) FindParent(id string, containerIDs []string) (string, error) {
+	parent, err := r.config.Cgroups.FindParent(id, containerIDs, r.config.PauseParent)
+	if err != nil {
+		return "", fmt.Errorf("find the cgroup of pod %s: %w", id, err)
+	}
+	return parent, nil
+}
+
 // CleanPod kills and removes what is left of a pod whose pause is gone: its leaf and those of its containers. It waits for what
 // Stop does in the background.
 func (r *Runtime) CleanPod(ctx context.Context, c PodConfig, containerIDs []string) error {

@@ -131,6 +131,8 @@ func (n *node) CleanPod(_ context.Context, c ociruntime.PodConfig, containers []
 	})
 }
 
+func (n *node) FindParent(string, []string) (string, error) { return "", n.effect("FindParent", nil) }
+
 func (n *node) CleanContainer(_ context.Context, _ ociruntime.PodConfig, id string) error {
 	return n.effect("CleanContainer", func() { delete(n.leaves, id) })
 }

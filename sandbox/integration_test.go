@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -249,5 +250,29 @@ func BenchmarkRealExecSync(b *testing.B) {
 	for b.Loop() {
 		_, _, _, err := r.s.ExecSync(b.Context(), id, []string{"true"}, time.Minute)
 		r.must(err)
+	}
+}
+
+// Nothing is left of a pod whose record cannot be read, also of one whose pause died meanwhile: end would find its cgroups.
+func TestRealUnreadableRecord(t *testing.T) {
+	for name, meanwhile := range map[string]func(pause int) error{
+		"its pause lives": func(int) error { return nil },
+		"its pause died":  func(pause int) error { return unix.Kill(pause, unix.SIGKILL) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRealNode(t)
+			pod, err := r.s.RunPod(t.Context(), r.podConfig("unreadable"), "")
+			r.must(err)
+			r.run(pod, r.containerConfig("main", "sh", "-c", "sleep 1000 & sleep 1000"))
+			_, err = r.s.CreateContainer(t.Context(), pod, r.containerConfig("created", "true"), nil)
+			r.must(err)
+			st, err := r.s.PodStatus(pod)
+			r.must(err)
+			r.crash()
+			r.must(meanwhile(st.Pid))
+			r.must(os.WriteFile(filepath.Join(r.dir, "state/pods", string(pod), podRecordName), []byte("garbage"), 0o600))
+			r.start(nil)
+			want(t, "pods", len(r.s.ListPods()), 0)
+		})
 	}
 }

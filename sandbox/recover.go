@@ -187,16 +187,21 @@ func (s *Service) found(p *pod, rt RuntimePod) {
 	p.followed()
 }
 
-// adoptPause connects to a pod's pause. Trouble is tried again a few times, a pause that is gone is not.
-func (s *Service) adoptPause(ctx context.Context, p *pod) (rt RuntimePod, err error) {
+// adoptPause connects to the pause that a pod should have.
+func (s *Service) adoptPause(ctx context.Context, p *pod) (RuntimePod, error) {
 	if p.bootID != s.config.BootID || p.phase == podStopped {
 		return nil, ociruntime.ErrPodGone
 	}
+	return s.reach(ctx, p.runtimeConfig(p.spec.Config()))
+}
+
+// reach connects to a pause. Trouble is tried again a few times, a pause that is gone is not.
+func (s *Service) reach(ctx context.Context, c ociruntime.PodConfig) (rt RuntimePod, err error) {
 	tries := 0
 	stage.Persist(ctx, 100*time.Millisecond, time.Second, func(ctx context.Context) bool {
 		try, cancel := context.WithTimeout(ctx, adoptBound)
 		defer cancel()
-		rt, err = s.config.Runtime.AdoptPod(try, p.runtimeConfig(p.spec.Config()))
+		rt, err = s.config.Runtime.AdoptPod(try, c)
 		tries++
 		return err == nil || errors.Is(err, ociruntime.ErrPodGone) || tries == adoptTries
 	})
@@ -319,34 +324,60 @@ func (s *Service) sweepNetwork(ctx context.Context, pods []*pod) {
 	}
 }
 
-// removeStray removes a pod's directory without a record, and the processes that may belong to it.
+// removeStray removes a pod's directory without a record, and what may belong to it.
 func (s *Service) removeStray(ctx context.Context, id ID) {
-	p := &pod{s: s, id: id, bootID: s.config.BootID}
-	c := ociruntime.PodConfig{ID: string(id), Dir: p.dir()}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	var errs []error
-	if rt, err := s.config.Runtime.AdoptPod(ctx, c); err == nil {
-		for _, rc := range rt.Containers() {
-			errs = append(errs, rc.Kill(ctx), rc.Delete(ctx))
-		}
-		errs = append(errs, rt.Stop(ctx))
-	} else if !errors.Is(err, ociruntime.ErrPodGone) {
-		errs = append(errs, err)
-	}
-	ids, err := p.containerIDs()
-	errs = append(errs, err)
-	for _, id := range ids {
-		errs = append(errs, os.RemoveAll(filepath.Join(s.volumesDir(), string(id))), s.config.Images.ReleaseRootfs(ctx, string(id)))
-	}
-	errs = append(errs, s.netns.unpin(p.netNSPath()))
-	if err := errors.Join(errs...); err != nil {
+	p := &pod{s: s, id: id, bootID: s.config.BootID}
+	if err := p.cleanStray(ctx); err != nil {
 		s.log.Error("cannot remove what is left of a pod without a record", "pod", id, "error", err)
 		return
 	}
 	if err := os.RemoveAll(p.dir()); err != nil {
 		s.log.Error("cannot remove the directory of a pod without a record", "pod", id, "error", err)
 	}
+}
+
+// cleanStray removes everything of a pod without a record but its directory, which is where the next criserver begins if it fails.
+func (p *pod) cleanStray(ctx context.Context) error {
+	recorded, err := p.containerIDs()
+	if err != nil {
+		return err
+	}
+	var ids []string
+	for _, id := range recorded {
+		ids = append(ids, string(id))
+	}
+	if err := p.endStray(ctx, ids); err != nil {
+		return err
+	}
+	errs := []error{p.s.netns.unpin(p.netNSPath())}
+	for _, id := range ids {
+		errs = append(errs, os.RemoveAll(filepath.Join(p.s.volumesDir(), id)), p.s.config.Images.ReleaseRootfs(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// endStray ends the processes of a pod of which only ids are known, and removes its cgroups.
+func (p *pod) endStray(ctx context.Context, containerIDs []string) (err error) {
+	runtime := p.s.config.Runtime
+	c := ociruntime.PodConfig{ID: string(p.id), Dir: p.dir()}
+	if c.CgroupParent, err = runtime.FindParent(c.ID, containerIDs); err != nil {
+		return err
+	}
+	rt, err := p.s.reach(ctx, c)
+	switch {
+	case err == nil:
+		for _, rc := range rt.Containers() {
+			containerIDs = append(containerIDs, rc.ID())
+		}
+		if err := rt.Stop(ctx); err != nil {
+			return err
+		}
+	case c.CgroupParent == "" && !errors.Is(err, ociruntime.ErrPodGone): // by what is it to be killed?
+		return err
+	}
+	return runtime.CleanPod(ctx, c, containerIDs)
 }
 
 // sweepContainers removes roots and volumes of containers that nobody knows: those of another boot. What there is is

@@ -17,6 +17,8 @@ type Runtime interface {
 	StartPod(context.Context, ociruntime.PodConfig) (RuntimePod, error)
 	AdoptPod(context.Context, ociruntime.PodConfig) (RuntimePod, error)
 	CleanPod(ctx context.Context, c ociruntime.PodConfig, containerIDs []string) error
+	// FindParent finds the cgroup parent of a pod of which only ids are known.
+	FindParent(id string, containerIDs []string) (string, error)
 	// CleanContainer removes the cgroup of a container that the pod does not know.
 	CleanContainer(ctx context.Context, c ociruntime.PodConfig, id string) error
 }

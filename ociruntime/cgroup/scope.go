@@ -46,9 +46,11 @@ func OpenScope(id, parent string) (*Scope, error) {
 	if id == "" || strings.Trim(id, unitCharacters) != "" {
 		return nil, fmt.Errorf("%q cannot be part of a unit's name", id)
 	}
-	unit := "cri-" + id + ".scope"
+	unit := scopeUnit(id)
 	return &Scope{unit: unit, path: strings.TrimSuffix(slicePath, "/") + "/" + unit}, nil
 }
+
+func scopeUnit(id string) string { return "cri-" + id + ".scope" }
 
 // StartScope has systemd make the scope of a pod, with the process pid in it, and waits until it is there. A scope of
 // the same name, left by an earlier attempt, is stopped first. On error nothing is left.

@@ -53,5 +53,13 @@ func expandSlice(parent string) (unit, cgroupPath string, err error) {
 	return unit, cgroupPath, nil
 }
 
+// sliceAt is the unit of the slice at a cgroup path that is relative to the root.
+func sliceAt(dir string) string {
+	if dir == "" {
+		return "-.slice"
+	}
+	return path.Base(dir)
+}
+
 // unitCharacters are those that systemd.unit(5) allows in names, but for the "@" of templates.
 const unitCharacters = `abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-_.\`
