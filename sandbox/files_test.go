@@ -61,7 +61,7 @@ func TestRecordFormat(t *testing.T) {
 		"container.json": containerRecord{ID: "c1", Pod: "p1", Phase: containerExited, Fingerprint: "f", CreatedAt: at, StartedAt: at,
 			FinishedAt: at, ExitCode: 137, Reason: ReasonOOMKilled, Message: "m", ImageID: "sha256:1", ImageRef: "r@sha256:2", ImageVolumes: []string{"", "sha256:3"}, LogPath: "/l",
 			StopSignal: "SIGTERM", User: User{UID: 1, GID: 2, Groups: []uint32{2, 3}},
-			Limits:  &Limits{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(7))}}, OOMScoreAdj: 5},
+			Limits:  Limits{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(7))}}, OOMScoreAdj: 5},
 			Pending: &Limits{OOMScoreAdj: 7}, Config: []byte("c")},
 	} {
 		got, err := json.MarshalIndent(value, "", "\t")

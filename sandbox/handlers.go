@@ -58,7 +58,7 @@ func (s *Service) handler(name string) (*specgen.Handler, error) {
 	return nil, fmt.Errorf("%w: runtime handler %q is not configured", ErrInvalid, name)
 }
 
-// storedHandler is the handler of a record. One without it is of a criserver that had no configuration of handlers.
+// storedHandler is the handler of a record.
 func (s *Service) storedHandler(name string, stored json.RawMessage) (*specgen.Handler, error) {
 	if now, err := s.handler(name); err == nil {
 		if same, err := json.Marshal(now); err == nil && bytes.Equal(same, stored) {
@@ -66,9 +66,6 @@ func (s *Service) storedHandler(name string, stored json.RawMessage) (*specgen.H
 		}
 	}
 	h := specgen.DefaultHandler() // for the fields that the record does not have yet
-	if len(stored) == 0 {
-		return &h, nil
-	}
 	if err := json.Unmarshal(stored, &h); err != nil {
 		return nil, fmt.Errorf("%w: runtime handler: %w", record.ErrCorrupt, err)
 	}

@@ -60,7 +60,7 @@ type containerRecord struct {
 	LogPath      string         `json:"logPath,omitempty"`
 	StopSignal   string         `json:"stopSignal"`
 	User         User           `json:"user"`
-	Limits       *Limits        `json:"limits,omitempty"`  // nil: as config has them
+	Limits       Limits         `json:"limits"`
 	Pending      *Limits        `json:"pending,omitempty"` // the change of an update that has not ended; 0 and nil: unchanged
 	Config       []byte         `json:"config"`            // runtimev1.ContainerConfig, marshalled
 }
@@ -94,7 +94,7 @@ func (c *container) write(st *ContainerStatus) error {
 	return record.Write(c.recordPath(), containerRecord{
 		ID: c.id, Pod: c.p.id, Phase: c.phase, Fingerprint: c.fingerprint, CreatedAt: st.CreatedAt,
 		StartedAt: st.StartedAt, FinishedAt: st.FinishedAt, ExitCode: st.ExitCode, Reason: st.Reason, Message: st.Message, Told: c.told,
-		ImageID: st.ImageID, ImageRef: st.ImageRef, ImageVolumes: st.ImageVolumes, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Limits: &st.Limits, Pending: c.pending, Config: config,
+		ImageID: st.ImageID, ImageRef: st.ImageRef, ImageVolumes: st.ImageVolumes, LogPath: st.LogPath, StopSignal: st.StopSignal, User: st.User, Limits: st.Limits, Pending: c.pending, Config: config,
 	})
 }
 
@@ -180,7 +180,7 @@ func (p *pod) readContainer(id ContainerID) (*container, error) {
 	c.phase, c.fingerprint, c.told, c.known = r.Phase, r.Fingerprint, r.Told, knownOfContainer[r.Phase]
 	c.pending = r.Pending
 	st := &ContainerStatus{ID: id, Pod: p.id, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
-		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, Limits: p.s.limitsOf(r.Limits, config), containerSpec: spec}
+		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message, Limits: r.Limits, containerSpec: spec}
 	switch {
 	case !r.FinishedAt.IsZero():
 		st.State = ContainerExited

@@ -42,19 +42,6 @@ func specLimits(spec *specs.Spec) Limits {
 	return l
 }
 
-// limitsOf are recorded limits, or, of an older criserver's record, those of the config.
-func (s *Service) limitsOf(recorded *Limits, config *runtimev1.ContainerConfig) Limits {
-	if recorded != nil {
-		return *recorded
-	}
-	r := config.GetLinux().GetResources()
-	res, err := specgen.Resources(r, s.host.CgroupV2)
-	if err != nil { // it was made of it
-		res = &specs.LinuxResources{}
-	}
-	return Limits{Resources: res, OOMScoreAdj: int(r.GetOomScoreAdj())}
-}
-
 // UpdateContainer changes the limits of a container that is created or running: now, in its record and, if it has not
 // started, in what it will start with; all of it or nothing. Zero and empty fields stay as they are; see package limits.
 // Annotations are those of the request; the one of package blockio for containers is heeded.
