@@ -54,10 +54,10 @@ func hasTag(ref string) bool {
 }
 
 // original puts the manifest that the image was pulled by into the place of the one that Export made. Both have the same
-// config, which vouches for the same layers.
+// config, which vouches for the same layers. That of an artifact vouches for nothing, so its manifest is never another one.
 func (s *Service) original(ctx context.Context, src *incoming, img archive.Image, r *resolved) error {
 	d := digest.Digest(img.Desc.Annotations[annotationManifest])
-	if d == "" || !src.archive.Has(d) {
+	if d == "" || r.artifact || !src.archive.Has(d) {
 		return nil
 	}
 	m, err := src.ManifestByDigest(ctx, d, accepted)
@@ -68,7 +68,7 @@ func (s *Service) original(ctx context.Context, src *incoming, img archive.Image
 	if err != nil {
 		return err
 	}
-	if index || doc.Config.Digest != r.doc.Config.Digest {
+	if index || isArtifact(doc, cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest)) || doc.Config.Digest != r.doc.Config.Digest {
 		return invalidf("manifest %s is not of the image %s", d, r.doc.Config.Digest)
 	}
 	if err := s.checkManifest(d, doc); err != nil {

@@ -1,6 +1,8 @@
 package imageservice
 
 import (
+	"archive/tar"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -153,6 +155,42 @@ func TestPullWithBundle(t *testing.T) {
 	reg.PushReferrers(t, "team/app", img.Desc.Digest, registry.Bundle(t, img.Desc, registry.Signature{Key: registry.NewKey(t)}), registry.Bundle(t, img.Desc, key))
 	if _, err := n.Pull(t.Context(), request); err != nil {
 		t.Errorf("with a bundle: %v", err)
+	}
+}
+
+// An artifact may have the config of a signed image, which says nothing of what the artifact has: it cannot come in by the image's
+// manifest, and an image not by an artifact's.
+func TestImportOfAnotherManifest(t *testing.T) {
+	const name = "example.com/team/app:1"
+	img, _ := twoLayers(t, "trusted", registry.Spec{})
+	key := registry.Signature{Key: registry.NewKey(t)}
+	evil := registry.Artifact(t, weights, "", registry.Part{MediaType: ocispec.MediaTypeImageLayer, Data: registry.Tar(t, registry.File{Header: tar.Header{Name: "evil"}})})
+	var m ocispec.Manifest
+	if err := json.Unmarshal(evil.Manifest, &m); err != nil {
+		t.Fatal(err)
+	}
+	m.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: img.ID, Size: int64(len(img.Config))}
+	evil.SetManifest(encoded(t, m), m.MediaType)
+	for row, c := range map[string]struct {
+		entry, signed *registry.Image
+		want          error
+	}{
+		"an artifact by an image's": {evil, img, trust.ErrRefused},
+		"an image by an artifact's": {img, evil, ErrInvalidImage},
+	} {
+		t.Run(row, func(t *testing.T) {
+			entry := named(c.entry.Desc, name, "")
+			entry.Annotations[annotationManifest] = c.signed.Desc.Digest.String()
+			bundle := registry.Bundle(t, c.signed.Desc, key)
+			n := newNode(t, func(cfg *Config) {
+				cfg.Verify = policyOf(t, "example.com/team", sigstoreSigned(t, key, `{"type":"matchDigest"}`))
+			})
+			list, err := n.imported(t, tarOf(t, layout(t, []ocispec.Descriptor{entry, bundle.Desc}, img, evil, bundle)...), ImportRequest{})
+			if !errors.Is(err, c.want) {
+				t.Errorf("%+v, %v", list, err)
+			}
+			n.mustBeEmpty(t)
+		})
 	}
 }
 
