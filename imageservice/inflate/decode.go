@@ -11,7 +11,7 @@ func (r *Reader) decode() error {
 		pos += int(^n >> 3 & 7)
 		n |= 56 // of n only six bits count
 		e := t.literal[bits&(1<<literalBits-1)]
-		if e&isLiteral != 0 { // up to three, which together use 33 bits
+		if e&isLiteral != 0 { // up to three, which together use 33 bits; as a loop it takes 5 % longer
 			bits >>= e & 63
 			n -= e
 			out[o] = byte(e >> 16)

@@ -197,12 +197,7 @@ func TestPartsWithinTheLimit(t *testing.T) {
 			serveRange(w, r)
 			return
 		}
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(large)))
-		w.Header().Set("Content-Length", fmt.Sprint(to-from))
-		w.WriteHeader(http.StatusPartialContent)
-		_, _ = w.Write(large[from : from+1])
-		w.(http.Flusher).Flush()
-		panic(http.ErrAbortHandler)
+		breakRange(w, from, to, 1)
 	})
 	r := New(Config{Limit: Limit{AtOnce: 1}, Lanes: smallLanes(3), Attempts: 50, Backoff: time.Microsecond, MaxBackoff: time.Microsecond})
 	var wg sync.WaitGroup

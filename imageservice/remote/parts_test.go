@@ -275,6 +275,16 @@ func TestPartsWithWrongBytes(t *testing.T) {
 	}
 }
 
+// breakRange serves only the first bytes of a range of large, and breaks the connection.
+func breakRange(w http.ResponseWriter, from, to, only int) {
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(large)))
+	w.Header().Set("Content-Length", fmt.Sprint(to-from))
+	w.WriteHeader(http.StatusPartialContent)
+	_, _ = w.Write(large[from : from+only])
+	w.(http.Flusher).Flush()
+	panic(http.ErrAbortHandler)
+}
+
 func TestPartThatBreaksGoesOnElsewhere(t *testing.T) {
 	good := serveHTTP(t, false, serveRange)
 	broken := serveHTTP(t, false, func(w http.ResponseWriter, r *http.Request) {
@@ -283,12 +293,7 @@ func TestPartThatBreaksGoesOnElsewhere(t *testing.T) {
 			serveRange(w, r)
 			return
 		}
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to-1, len(large)))
-		w.Header().Set("Content-Length", fmt.Sprint(to-from))
-		w.WriteHeader(http.StatusPartialContent)
-		_, _ = w.Write(large[from : from+1000])
-		w.(http.Flusher).Flush()
-		panic(http.ErrAbortHandler)
+		breakRange(w, from, to, 1000)
 	})
 	cfg := hosts(t, "example.test", fmt.Sprintf("[host.%q]\n[host.%q]\n", broken.URL, good.URL))
 	cfg.Lanes = smallLanes(3)

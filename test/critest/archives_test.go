@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/test/registry"
@@ -74,6 +75,40 @@ func TestImageExportAndImport(t *testing.T) {
 		c := p.start(t, idle, func(c *cri.ContainerConfig) { c.Image.Image = ref })
 		if got := c.exec(t, "cat /linked /bytes*; stat -c %h /text; id -un; ls /bin/vi 2>/dev/null || echo hidden"); got != "through the archiveodd2\nbob\nhidden\n" {
 			t.Errorf("the container sees %q", got)
+		}
+	})
+}
+
+// An artifact goes out and comes back the same, to be a volume again; one of which compressed bytes would be needed says which.
+func TestArtifactExportAndImport(t *testing.T) {
+	eachStore(t, func(t *testing.T, d *daemon) {
+		dir := t.TempDir()
+		img := registry.Artifact(t, "application/vnd.critest.model", "", registry.Named("model.bin", strings.Repeat("weights ", 1000)), registry.Named("docs/readme", "read me"),
+			registry.Part{MediaType: "application/vnd.critest.data.tar", Data: registry.Tar(t, file("data/set", "from an archive", 0o640))})
+		suite.registry.PushImage(t, "exported-artifact", "v1", img)
+		ref := suite.registry.Addr + "/exported-artifact:v1"
+		pull(t, d, ref)
+		t.Cleanup(func() { removeImage(t, d, ref) })
+		before := imageStatus(t, d, ref)
+		first, second := filepath.Join(dir, "first.tar"), filepath.Join(dir, "second.tar")
+		d.imagesCommand(t, nil, "export", "-o", first, ref)
+		removeImage(t, d, ref)
+		d.imagesCommand(t, nil, "import", first)
+		if after := imageStatus(t, d, ref); !proto.Equal(before, after) {
+			t.Errorf("before %v, after %v", before, after)
+		}
+		d.imagesCommand(t, nil, "export", "-o", second, ref)
+		if !bytes.Equal(readFile(t, first), readFile(t, second)) {
+			t.Error("the second export has other bytes")
+		}
+		c := runPod(t, d).start(t, "cd /vol; wc -c <model.bin; cat docs/readme data/set", mounts(imageVolume(ref)))
+		c.wait(t)
+		c.wrote(t, "8000\nread mefrom an archive")
+
+		packed, _ := artifact(t, d, "exported-packed")
+		t.Cleanup(func() { removeImage(t, d, packed) })
+		if out, code := d.tryImages(t, nil, "export", "-o", filepath.Join(dir, "packed.tar"), packed); code != 1 || !strings.Contains(out, "layer 3 of 3: archive sha256:") || !strings.Contains(out, "was compressed") {
+			t.Errorf("export of a compressed part: %d, %s", code, out)
 		}
 	})
 }

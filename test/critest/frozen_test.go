@@ -53,17 +53,23 @@ func eachFreezer(t *testing.T, test func(t *testing.T, d *daemon, freezer cgroup
 	}
 }
 
+// toFreeze starts a container, in a pod cgroup of its own, and returns the cgroup of that level.
+func toFreeze(t *testing.T, d *daemon, level, script string) (c *container, dir string) {
+	t.Helper()
+	check(t, d)
+	g := makePodCgroup(t)
+	c = runPod(t, d, g.use).start(t, script)
+	c.waitOutput(t, "ready")
+	return c, map[string]string{"container": c.leaf(g), "pod": g.dir}[level]
+}
+
 // What somebody has frozen can be stopped.
 func TestFrozenStops(t *testing.T) {
 	eachFreezer(t, func(t *testing.T, d *daemon, freezer cgroupFile, level string) {
 		for _, end := range stops {
 			t.Run(end.name, func(t *testing.T) {
-				check(t, d)
-				g := makePodCgroup(t)
-				p := runPod(t, d, g.use)
-				c := p.start(t, "sleep 7703 & "+idle)
-				c.waitOutput(t, "ready")
-				freezer.freeze(t, map[string]string{"container": c.leaf(g), "pod": g.dir}[level])
+				c, dir := toFreeze(t, d, level, "sleep 7703 & "+idle)
+				freezer.freeze(t, dir)
 				_, err := c.tryExec(t, 1, "sleep", "7704")
 				refused(t, err, codes.DeadlineExceeded, "1s")
 				end.do(t, c)
@@ -78,13 +84,9 @@ func TestFrozenStops(t *testing.T) {
 // An exec that its caller has given up does not run once the container is thawed.
 func TestFrozenExecThawed(t *testing.T) {
 	eachFreezer(t, func(t *testing.T, d *daemon, freezer cgroupFile, level string) {
-		check(t, d)
-		g := makePodCgroup(t)
-		p := runPod(t, d, g.use)
-		c := p.start(t, idle)
-		c.waitOutput(t, "ready")
+		c, dir := toFreeze(t, d, level, idle)
 		t.Run("frozen", func(t *testing.T) {
-			freezer.freeze(t, map[string]string{"container": c.leaf(g), "pod": g.dir}[level])
+			freezer.freeze(t, dir)
 			_, err := c.tryExec(t, 1, "sh", "-c", "sleep 5; touch /tmp/was-run")
 			refused(t, err, codes.DeadlineExceeded, "1s")
 		})
@@ -98,11 +100,7 @@ func TestFrozenExecThawed(t *testing.T) {
 // An exec that runs when somebody freezes it ends with its timeout.
 func TestFrozenDuringExec(t *testing.T) {
 	eachFreezer(t, func(t *testing.T, d *daemon, freezer cgroupFile, level string) {
-		check(t, d)
-		g := makePodCgroup(t)
-		p := runPod(t, d, g.use)
-		c := p.start(t, idle)
-		c.waitOutput(t, "ready")
+		c, dir := toFreeze(t, d, level, idle)
 		ended := make(chan error, 1)
 		go func() {
 			_, err := d.runtime.ExecSync(bounded(t), &cri.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sleep", "7706"}, Timeout: int64(patience) + 1})
@@ -110,7 +108,7 @@ func TestFrozenDuringExec(t *testing.T) {
 		}()
 		eventually(t, rpcBound, "the command runs", func() bool { return running(t, "sleep 7706") == 1 })
 		c.exec(t, "true") // once pause has told of this one, it has told of that one
-		freezer.freeze(t, map[string]string{"container": c.leaf(g), "pod": g.dir}[level])
+		freezer.freeze(t, dir)
 		refused(t, <-ended, codes.DeadlineExceeded)
 		if n := running(t, "sleep 7706"); n != 0 {
 			t.Errorf("%d processes are left", n)
@@ -187,13 +185,11 @@ func TestFrozenPodWork(t *testing.T) {
 // A criserver that finds a frozen pod starts, and can stop that.
 func TestFrozenRestart(t *testing.T) {
 	eachFreezer(t, func(t *testing.T, d *daemon, freezer cgroupFile, level string) {
-		check(t, d)
-		g := makePodCgroup(t)
-		p, q := runPod(t, d, g.use), runPod(t, d)
-		c, other := p.start(t, "sleep 7705 & "+idle), q.start(t, idle)
-		c.waitOutput(t, "ready")
+		c, dir := toFreeze(t, d, level, "sleep 7705 & "+idle)
+		q := runPod(t, d)
+		other := q.start(t, idle)
 		other.waitOutput(t, "ready")
-		freezer.freeze(t, map[string]string{"container": c.leaf(g), "pod": g.dir}[level])
+		freezer.freeze(t, dir)
 		alive(t, d)
 		d.crash(t)
 		d.resume(t)
@@ -201,7 +197,7 @@ func TestFrozenRestart(t *testing.T) {
 			t.Errorf("exec in another pod: %q", got)
 		}
 		q.prints(t, "x\n", "echo x") // and the new criserver has the layer mounted, as the old one had
-		p.remove(t)
+		c.p.remove(t)
 		if n := running(t, "sleep 7705"); n != 0 {
 			t.Errorf("%d processes are left", n)
 		}

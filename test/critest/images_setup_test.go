@@ -2,9 +2,6 @@ package critest
 
 import (
 	"archive/tar"
-	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,37 +19,12 @@ const (
 // busyboxFiles is a root with the machine's static busybox under all its names.
 func busyboxFiles(t testing.TB) []registry.File {
 	t.Helper()
-	path := busyboxPath(t)
-	binary, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	names, err := exec.Command(path, "--list").Output()
-	if err != nil {
-		t.Fatalf("busybox --list: %v", err)
-	}
-	files := []registry.File{
+	return append([]registry.File{
 		dir("bin/", 0o755), dir("dev/", 0o755), dir("etc/", 0o755), dir("home/", 0o755), dir("proc/", 0o755), dir("root/", 0o700),
 		dir("sys/", 0o755), dir("tmp/", 0o1777), dir("var/", 0o755),
 		{Header: tar.Header{Name: "home/bob/", Uid: 1000, Gid: 1001, Mode: 0o700}},
 		file("etc/passwd", passwd, 0o644), file("etc/group", group, 0o644),
-		file("bin/busybox", string(binary), 0o755),
-	}
-	for name := range strings.Lines(string(names)) {
-		if name = strings.TrimSpace(name); name != "busybox" {
-			files = append(files, symlink("bin/"+name, "busybox"))
-		}
-	}
-	return files
-}
-
-func busyboxPath(t testing.TB) string {
-	t.Helper()
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("busybox-static is not installed")
-	}
-	return path
+	}, registry.Busybox(t)...)
 }
 
 func dir(name string, mode int64) registry.File {

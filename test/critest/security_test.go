@@ -181,7 +181,7 @@ func TestSeccomp(t *testing.T) {
 // A set-uid program gains nothing with no_new_privs.
 func TestNoNewPrivs(t *testing.T) {
 	d := use(t)
-	text, err := os.ReadFile(busyboxPath(t))
+	text, err := os.ReadFile(registry.BusyboxPath(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -272,28 +271,9 @@ func (s *soak) pushImages(r *registry.Registry) {
 }
 
 // busybox is a root with the machine's static busybox under all its names.
-func busybox(t testing.TB) []registry.File {
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("busybox-static is not installed")
-	}
-	binary, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	names, err := exec.Command(path, "--list").Output()
-	if err != nil {
-		t.Fatalf("busybox --list: %v", err)
-	}
-	var files []registry.File
+func busybox(t testing.TB) (files []registry.File) {
 	for _, name := range []string{"bin/", "dev/", "etc/", "proc/", "sys/", "tmp/"} {
 		files = append(files, registry.File{Header: tar.Header{Name: name, Mode: 0o755}})
 	}
-	files = append(files, registry.File{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Body: string(binary)})
-	for name := range strings.Lines(string(names)) {
-		if name = strings.TrimSpace(name); name != "busybox" {
-			files = append(files, registry.File{Header: tar.Header{Name: "bin/" + name, Linkname: "busybox", Typeflag: tar.TypeSymlink, Mode: 0o777}})
-		}
-	}
-	return files
+	return append(files, registry.Busybox(t)...)
 }

@@ -60,6 +60,19 @@ func readBack(t testing.TB, meta, data []byte, nodes map[string]*node) {
 	}
 }
 
+// checked builds an image and looks at all of it.
+func checked(t *testing.T, headers ...tar.Header) (meta, data *file, nodes map[string]*node) {
+	t.Helper()
+	meta, data, err := build(tartest.Archive(t, headers...), tarstream.DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nodes, err = check(meta.b, data.b); err != nil {
+		t.Fatal(err)
+	}
+	return meta, data, nodes
+}
+
 func TestOthersReadTheImage(t *testing.T) {
 	var headers []tar.Header
 	for i := range 400 {
@@ -69,14 +82,7 @@ func TestOthersReadTheImage(t *testing.T) {
 			PAXRecords: map[string]string{"SCHILY.xattr.user.n": strings.Repeat("x", i%5*1000)},
 		})
 	}
-	meta, data, err := build(tartest.Archive(t, headers...), tarstream.DefaultLimits())
-	if err != nil {
-		t.Fatal(err)
-	}
-	nodes, err := check(meta.b, data.b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	meta, data, nodes := checked(t, headers...)
 	readBack(t, meta.b, data.b, nodes)
 	findFiles(t, meta.b, data.b, nodes)
 	fsck(t, meta.b, data.b)
@@ -90,14 +96,7 @@ func TestCompactInodes(t *testing.T) {
 		for i := range 1000 {
 			headers = append(headers, tar.Header{Name: fmt.Sprint("f", i), ModTime: time.Unix(1.7e9+int64(i)%times, 5), Size: 1})
 		}
-		meta, data, err := build(tartest.Archive(t, headers...), tarstream.DefaultLimits())
-		if err != nil {
-			t.Fatal(err)
-		}
-		nodes, err := check(meta.b, data.b)
-		if err != nil {
-			t.Fatal(err)
-		}
+		meta, data, nodes := checked(t, headers...)
 		if n := nodes["/f999"]; n.mtime != 1.7e9+999%times || n.nsec != 5 {
 			t.Errorf("%s: mtime %d.%d", name, n.mtime, n.nsec)
 		}
