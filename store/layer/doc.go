@@ -37,7 +37,8 @@
 // dearest part of it. So the first root of a combination of layers and RootOptions.MountPoints is looked at, and those that follow
 // stand on a footing: a directory with exactly what the layers lack, links of the image followed, below all of them. A layer's entry
 // hides it, as does a whiteout; then the start makes the mount point as before. Roots with the same needs share one. It is
-// made aside, and never written to afterwards; up to maxFootings that no root stands on are kept, and none over a restart.
+// made aside, and never written to afterwards. A container sees its directories as it sees those of the image: to rename one that is above a
+// mount point is EXDEV, unless the kernel redirects directories. Up to maxFootings that no root stands on are kept, and none over a restart.
 //
 // # What containers write
 //

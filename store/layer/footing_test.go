@@ -2,6 +2,7 @@ package layer
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -214,6 +215,13 @@ func TestFootingsGo(t *testing.T) {
 	}
 	if other := footed(t, s, layers, "other", "/used"); other != used {
 		t.Errorf("the same mount points got %s, want %s", other, used)
+	}
+	if err := errors.Join(s.Close(), os.RemoveAll(s.path(footingsDir, used))); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, c)
+	if again := footed(t, s, layers, "again", "/used"); again != used { // whatever records say of one that is not there
+		t.Errorf("the same mount points got %s, want %s", again, used)
 	}
 	for i := range maxFootings + 5 {
 		footed(t, s, layers, "one", fmt.Sprintf("/%d", i))

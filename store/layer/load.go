@@ -141,7 +141,7 @@ func (s *Store) loadRoot(id string) bool {
 		return false
 	}
 	s.users[id] = nil
-	if r.Footing != "" {
+	if _, there := s.footings.users[r.Footing]; there {
 		s.footings.take(id, r.Footing)
 	}
 	if r.Project != 0 && s.quota != nil {

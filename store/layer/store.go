@@ -101,7 +101,7 @@ type entry struct {
 	warm     time.Time  // until then what was unpacked may stay in page cache; zero: it was let go
 	removed  bool
 	writes   sync.WaitGroup // of its record; none begins once it is removed
-	syncs    sync.WaitGroup // which have files of it open; none begins once it is removed
+	syncs    sync.WaitGroup // which have files of an image open; none begins once it is removed
 }
 
 // Open reads the store at c.Root, drops what a crash or a power loss left unfinished, and asks the kernel what it can.
@@ -235,8 +235,8 @@ func (s *Store) Describe() string {
 	return fmt.Sprintf("layers: %s; roots: %s; writable directories: %s", how, s.config.roots.describe(), counted)
 }
 
-// Remove deletes the layer and returns when its space is free; freed is in bytes. The error is ErrInUse while a
-// container's root is built on it or a Lower is not released, ErrNotFound if there is none.
+// Remove deletes the layer and returns when its space is free, but for what a disk is slow to sync (freeBound); freed is in bytes.
+// The error is ErrInUse while a container's root is built on it or a Lower is not released, ErrNotFound if there is none.
 // A mount that was given to a pod (Kept) still holds the space until it is closed.
 func (s *Store) Remove(id digest.Digest) (freed int64, err error) {
 	s.mu.Lock()
@@ -255,7 +255,7 @@ func (s *Store) Remove(id digest.Digest) (freed int64, err error) {
 		err = mount.Close()
 	}
 	err = errors.Join(err, os.RemoveAll(doomed))
-	e.syncs.Wait() // what is open is not free
+	e.awaitSync()
 	if err != nil {
 		return 0, fmt.Errorf("remove layer %s: %w", id, err)
 	}

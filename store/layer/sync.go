@@ -113,8 +113,7 @@ func (s *Store) syncLayer(e *entry, all func() error) error {
 		return nil
 	}
 	if err == nil {
-		defer e.syncs.Done()
-		defer func() { _ = dir.Close() }() // only a handle
+		defer e.closeEntry(dir)
 		if e.Format == EROFS {
 			err = errors.Join(syncFile(below(dir, dataFile)), syncFile(below(dir, metaFile)), syncFile(below(dir, frameFile)))
 			if e.sums != nil {
@@ -136,7 +135,7 @@ func (s *Store) syncLayer(e *entry, all func() error) error {
 	return nil
 }
 
-// openEntry opens the directory of a layer for a sync, which the caller ends with e.syncs.Done; it is nil if the layer is removed.
+// openEntry opens the directory of a layer for a sync, which the caller ends with closeEntry; it is nil if the layer is removed.
 func (s *Store) openEntry(e *entry) (*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -144,10 +143,34 @@ func (s *Store) openEntry(e *entry) (*os.File, error) {
 		return nil, nil
 	}
 	dir, err := os.Open(e.dir)
-	if err == nil {
+	if err == nil && e.Format == EROFS {
 		e.syncs.Add(1)
 	}
 	return dir, err
+}
+
+func (e *entry) closeEntry(dir *os.File) {
+	_ = dir.Close() // only a handle
+	if e.Format == EROFS {
+		e.syncs.Done()
+	}
+}
+
+// freeBound is how long a removal waits for a sync of the layer. A disk may take minutes, or forever, and with the removal wait that of a
+// container and the next pull of the layer.
+const freeBound = 10 * time.Second
+
+// awaitSync waits for the sync of a removed image, whose files are not free as long as they are open. Of a directory a sync opens none.
+func (e *entry) awaitSync() {
+	synced := make(chan struct{})
+	go func() {
+		defer close(synced)
+		e.syncs.Wait()
+	}()
+	select {
+	case <-synced:
+	case <-time.After(freeBound):
+	}
 }
 
 // below names a file of an open directory.
