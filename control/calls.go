@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -180,25 +181,32 @@ func (s *Server) verify(ctx context.Context, r request, _ *os.File, out *replies
 	})
 }
 
-// expel takes damaged layers away and says which images went with them, also those that were not asked about.
+// expel takes damaged layers away and says which images went with them, also those that were not asked about. A layer that stays
+// hinders none of the others; the error says what went nevertheless.
 func (s *Server) expel(ctx context.Context, list []Verified) ([]Verified, error) {
+	var errs []error
+	var removed []string
+	tried := map[string]bool{}
 	for _, asked := range list {
 		for _, l := range asked.Layers {
-			if !l.Damaged && !l.Frame {
+			if !l.Damaged && !l.Frame || tried[l.DiffID] {
 				continue
 			}
+			tried[l.DiffID] = true
 			gone, err := s.config.Images.Expel(ctx, digest.Digest(l.DiffID))
-			if err != nil {
-				return list, fmt.Errorf("expel layer: %w", err)
-			}
+			errs = append(errs, err)
 			for _, img := range gone {
 				at := slices.IndexFunc(list, func(v Verified) bool { return v.ID == img.ID })
 				if at < 0 {
 					at, list = len(list), append(list, Verified{ID: img.ID, RepoTags: orNone(img.RepoTags), Layers: []Layer{l}})
 				}
 				list[at].Removed = true
+				removed = append(removed, img.ID)
 			}
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return list, fmt.Errorf("expel: %w\nimages that are removed: %s", err, strings.Join(removed, ", "))
 	}
 	return list, nil
 }

@@ -182,6 +182,73 @@ func TestAmbiguousIDs(t *testing.T) {
 	}
 }
 
+// A damaged layer that is in use stays and is said to; the others go, and what went is said too.
+func TestExpelOfSeveral(t *testing.T) {
+	d := newDaemon(t)
+	d.imported(t, "one", "two")
+	for _, pattern := range []string{"*/data", "*/fs/text"} { // of both kinds of stores
+		paths, _ := filepath.Glob(filepath.Join(d.root, "layers", "layers", pattern))
+		for _, path := range paths {
+			if err := os.WriteFile(path, []byte("damage"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	images := d.images.List()
+	r, w := io.Pipe()
+	exported := make(chan error, 1)
+	go func() { exported <- d.images.Export(t.Context(), []string{images[0].ID}, w, &imageservice.Progress{}) }()
+	if _, err := r.Read(make([]byte, 1)); err != nil { // it holds its layers
+		t.Fatal(err)
+	}
+	err := d.call(t, "verify", Verify{Expel: true}, nil, &[]Verified{})
+	for _, want := range []string{"layer " + string(images[0].DiffIDs[0]), "in use", images[0].ID, images[1].ID} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v lacks %s", err, want)
+		}
+	}
+	if d.layers.Has(images[1].DiffIDs[0]) || len(d.images.List()) != 0 {
+		t.Errorf("the layer that nobody uses, or an image is left: %d images", len(d.images.List()))
+	}
+	r.Close()
+	if err := <-exported; err == nil {
+		t.Error("the export succeeded")
+	}
+}
+
+// A connection that cannot be taken, for want of descriptors, is not the last.
+func TestAcceptGoesOn(t *testing.T) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan struct{}, 100)
+	s := Serve(l, Config{Log: slog.New(slog.NewTextHandler(told(failed), nil))})
+	defer s.Close()
+	if err := l.SetDeadline(time.Now()); err != nil { // an error of accept(2), as EMFILE is one
+		t.Fatal(err)
+	}
+	<-failed
+	if err := l.SetDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	err = Call(t.Context(), l.Addr().String(), "dance", struct{}{}, nil, nil, new(any))
+	if err == nil || !strings.Contains(err.Error(), "not known") {
+		t.Errorf("it no longer answers: %v", err)
+	}
+}
+
+// told is told of each line of a log.
+type told chan struct{}
+
+func (c told) Write(p []byte) (int, error) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
 // What prune says is freed is what the store no longer has.
 func TestPrune(t *testing.T) {
 	d := newDaemon(t)

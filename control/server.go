@@ -23,6 +23,7 @@ const (
 	requestBound = 10 * time.Second       // for a client to send its request
 	replyBound   = 30 * time.Second       // for a client to take a line
 	period       = 200 * time.Millisecond // between two lines of progress
+	acceptPause  = 100 * time.Millisecond // after a connection that could not be taken
 )
 
 // Config says what calls work on.
@@ -63,13 +64,18 @@ func (s *Server) Close() error {
 func (s *Server) accept() {
 	for {
 		conn, err := s.listener.AcceptUnix()
-		if err != nil {
-			if s.base.Err() == nil {
-				s.config.Log.Error("control socket no longer listens", "error", err)
-			}
+		switch {
+		case err == nil:
+			s.calls.Go(func() { s.serve(conn) })
+		case s.base.Err() != nil:
 			return
+		default: // for want of descriptors or memory, which others give back
+			s.config.Log.Error("control socket takes no connection", "error", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-s.base.Done():
+			}
 		}
-		s.calls.Go(func() { s.serve(conn) })
 	}
 }
 
