@@ -121,13 +121,11 @@ func offline(config Config) (path string, end func(), err error) {
 			closeAll()
 		}
 	}()
-	for _, dir := range []struct{ what, path string }{{"root", config.Root}, {"state", config.State}} {
-		lock, err := lockDir(dir.what, dir.path)
-		if err != nil {
-			return "", nil, err
-		}
-		n.closers = append(n.closers, func(context.Context) error { return lock.Close() })
+	unlock, err := lockDirs(config)
+	if err != nil {
+		return "", nil, err
 	}
+	n.closers = append(n.closers, func(context.Context) error { return unlock() })
 	_, images, err := n.assembleImages(stage.NewRecorder(1))
 	if err != nil {
 		return "", nil, err

@@ -16,6 +16,20 @@ import (
 // lockName is the file in the root and state directory that a running criserver holds a lock on.
 const lockName = "criserver.lock"
 
+// lockDirs takes the locks of a node's directories, always in this order: of two that start at once, one gets both.
+func lockDirs(c Config) (unlock func() error, err error) {
+	root, err := lockDir("root", c.Root)
+	if err != nil {
+		return nil, err
+	}
+	state, err := lockDir("state", c.State)
+	if err != nil {
+		_ = root.Close()
+		return nil, err
+	}
+	return func() error { return errors.Join(state.Close(), root.Close()) }, nil
+}
+
 // lockDir makes dir, if need be, and takes its lock. Closing the file gives the lock back, and so does the end of the
 // process, however it comes. The file stays: removing it would let two instances hold locks on different files.
 func lockDir(what, dir string) (*os.File, error) {

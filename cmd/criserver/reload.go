@@ -68,19 +68,19 @@ func (n *node) reconfigure() error {
 	return nil
 }
 
-// apply gives the running parts what is theirs of the reloadable keys; devices may be nil.
+// apply gives the running parts what is theirs of the reloadable keys, each whatever the others say; devices may be nil.
 func apply(c *Config, pods *sandbox.Service, images *imageservice.Service, devices *cdi.Registry, log *slog.Logger) error {
 	pods.Configure(c.podSettings())
 	images.SetRegistries(c.registries())
 	verification, err := c.Images.Verify.verification(log)
-	if err != nil {
-		return err
+	if err == nil {
+		images.SetVerification(verification)
 	}
-	images.SetVerification(verification)
-	if err := images.SetPinned(c.Images.Pinned); err != nil || devices == nil {
-		return err
+	err = errors.Join(err, images.SetPinned(c.Images.Pinned))
+	if devices != nil {
+		err = errors.Join(err, devices.SetDirs(c.CDI.SpecDirs))
 	}
-	return devices.SetDirs(c.CDI.SpecDirs)
+	return err
 }
 
 // merge returns the configuration to go on with: now, with what next has for reloadable keys; the keys that changed so, and

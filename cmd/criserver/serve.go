@@ -54,14 +54,11 @@ func newServe(flags *flags) *cobra.Command {
 
 // serve serves until ctx ends.
 func serve(ctx context.Context, config Config, log *slog.Logger, reloads reloads) error {
-	// Always in this order: of two that start at once, one gets both.
-	for _, dir := range []struct{ what, path string }{{"root", config.Root}, {"state", config.State}} {
-		lock, err := lockDir(dir.what, dir.path)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = lock.Close() }()
+	unlock, err := lockDirs(config)
+	if err != nil {
+		return err
 	}
+	defer func() { _ = unlock() }() // the end of the process does
 	socket, err := listen(config.Address, 0o660)
 	if err != nil {
 		return err
