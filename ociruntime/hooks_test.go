@@ -51,6 +51,15 @@ func see(dir, kind string) []specs.Hook {
 	return shHook(fmt.Sprintf(`echo %s >>%s/order; cat >%s/%s; for n in mnt pid net; do readlink /proc/self/ns/$n; done >%s/%s.ns`, kind, dir, dir, kind, dir, kind))
 }
 
+// ranAs wants the hooks of a directory to have run in this order.
+func ranAs(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	order, err := os.ReadFile(filepath.Join(dir, "order"))
+	if got := strings.Fields(string(order)); err != nil || !slices.Equal(got, want) {
+		t.Errorf("hooks ran as %v, %v, want %v", got, err, want)
+	}
+}
+
 func (s *sighting) read(t *testing.T, dir, kind string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(dir, kind))
@@ -89,13 +98,7 @@ func TestHooks(t *testing.T) {
 	if err := c.Delete(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	order, err := os.ReadFile(dir + "/order")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := strings.Fields(string(order)), []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}; !slices.Equal(got, want) {
-		t.Errorf("hooks ran as %v, want %v", got, want)
-	}
+	ranAs(t, dir, "prestart", "createRuntime", "createContainer", "poststart", "poststop")
 	lines := strings.Split(logText(t, log), "\n")
 	own, err := os.Readlink("/proc/thread-self/ns/mnt")
 	if err != nil {
@@ -318,10 +321,7 @@ func TestHooksAndAdoption(t *testing.T) {
 	if err := last.Delete(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	order, err := os.ReadFile(dir + "/order")
-	if err != nil || string(order) != "createContainer\npoststop\n" {
-		t.Errorf("hooks ran as %q, %v", order, err)
-	}
+	ranAs(t, dir, "createContainer", "poststop")
 	noBundle(t, third)
 }
 
@@ -346,10 +346,7 @@ func TestHooksOfLostPod(t *testing.T) {
 	if err := f.runtime.CleanPod(testContext(t), config, []string{c.ID()}); err != nil {
 		t.Fatal(err)
 	}
-	order, err := os.ReadFile(dir + "/order")
-	if err != nil || string(order) != "createRuntime\npoststop\n" {
-		t.Errorf("hooks ran as %q, %v", order, err)
-	}
+	ranAs(t, dir, "createRuntime", "poststop")
 	noBundle(t, p)
 }
 

@@ -53,11 +53,10 @@ func (p *Pod) openAside(ctx context.Context, path string) (*os.File, error) {
 		return nil, err
 	}
 	defer host.Close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	ours, theirs, err := socketPair("volume")
 	if err != nil {
-		return nil, fmt.Errorf("socketpair: %w", err)
+		return nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "volume"), os.NewFile(uintptr(pair[1]), "volume")
 	defer closeFiles([]*os.File{ours, theirs})
 	prog, err := opener(path, p.runtime.sourceBound)
 	if err != nil {

@@ -194,6 +194,14 @@ func (p *Pod) unscoped(err error) error {
 	return p.short(unmade, err)
 }
 
+func socketPair(name string) (ours, theirs *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return os.NewFile(uintptr(pair[0]), name), os.NewFile(uintptr(pair[1]), name), nil
+}
+
 // newborn is a pause that has not answered yet.
 type newborn struct {
 	conn  *pause.Conn
@@ -213,11 +221,10 @@ func (p *Pod) spawn(birthplace *os.File) (_ *newborn, err error) {
 		return nil, err
 	}
 	defer exits.Close()
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	ours, theirs, err := socketPair("pause")
 	if err != nil {
-		return nil, fmt.Errorf("socketpair: %w", err)
+		return nil, err
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "pause"), os.NewFile(uintptr(pair[1]), "pause")
 	defer theirs.Close() // so that the end of pause ends the connection
 	n := &newborn{}
 	if n.conn, err = pause.Begin(ours); err != nil {

@@ -28,7 +28,13 @@ func host(t testing.TB) *Hierarchies {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	hs, err := Detect()
+	return made(t, Detect)
+}
+
+// made is what a function makes, until the test ends.
+func made(t testing.TB, make func() (*Hierarchies, error)) *Hierarchies {
+	t.Helper()
+	hs, err := make()
 	if err != nil {
 		t.Skip(err)
 	}
@@ -44,16 +50,7 @@ func host(t testing.TB) *Hierarchies {
 func pureV1(t testing.TB) *Hierarchies {
 	t.Helper()
 	list := slices.DeleteFunc(host(t).List(), func(h Hierarchy) bool { return h.Unified })
-	hs, err := New(list)
-	if err != nil {
-		t.Skip(err)
-	}
-	t.Cleanup(func() {
-		if err := hs.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return hs
+	return made(t, func() (*Hierarchies, error) { return New(list) })
 }
 
 // modes runs a test on the host as it is and as pure v1.
