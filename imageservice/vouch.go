@@ -19,8 +19,10 @@ import (
 // show that they are its: its manifest, or indexes that lead there.
 const annotationDigests = "io.criserver.image.digests"
 
-// maxIndexes bounds what is read of an archive to find out where a digest leads.
-const maxIndexes = 16
+const (
+	maxIndexes = 16   // that are read of an archive to find out where digests lead
+	maxClaims  = 1000 // repository digests that an archive gives one image
+)
 
 // vouch gives e those of img's repository digests for which there is a document, and the documents.
 func vouch(e *archive.Export, img *imagedb.Image, repoDigests []string) {
@@ -68,8 +70,14 @@ func (s *Service) claims(ctx context.Context, src *incoming, img archive.Image, 
 	if text == "" {
 		return nil, nil
 	}
+	stranger := func(name string) error {
+		return invalidf("%s: %s is not a digest of the image with manifest %s", annotationDigests, name, r.manifest.Digest)
+	}
 	indexes := map[digest.Digest][]byte{}
 	for name := range strings.SplitSeq(text, ",") {
+		if len(repoDigests) == maxClaims {
+			return nil, invalidf("%s: more than %d", annotationDigests, maxClaims)
+		}
 		t, err := parse(name)
 		if err != nil {
 			return nil, err
@@ -81,6 +89,9 @@ func (s *Service) claims(ctx context.Context, src *incoming, img archive.Image, 
 			if err := src.readIndexes(ctx, t.digest, indexes, 0); err != nil {
 				return nil, err
 			}
+			if indexes[t.digest] == nil {
+				return nil, stranger(t.String())
+			}
 		}
 		repoDigests = append(repoDigests, t.String())
 	}
@@ -91,7 +102,7 @@ func (s *Service) claims(ctx context.Context, src *incoming, img archive.Image, 
 	found := leading(documents, r.manifest.Digest)
 	for _, name := range repoDigests {
 		if _, d, _ := strings.Cut(name, "@"); d != r.manifest.Digest.String() && found[digest.Digest(d)] == nil {
-			return nil, invalidf("%s: %s is not a digest of the image with manifest %s", annotationDigests, name, r.manifest.Digest)
+			return nil, stranger(name)
 		}
 	}
 	claimed := func(d digest.Digest) bool {
@@ -115,7 +126,8 @@ func (s *Service) claims(ctx context.Context, src *incoming, img archive.Image, 
 	return repoDigests, nil
 }
 
-// readIndexes adds an index, and those that it has, as far as the archive has them.
+// readIndexes adds an index, and those that it has, as far as the archive has them. One that is no index ends it, so that no more is
+// read than is kept.
 func (s *incoming) readIndexes(ctx context.Context, d digest.Digest, all map[digest.Digest][]byte, depth int) error {
 	if all[d] != nil || !s.archive.Has(d) || depth == maxIndexDepth || len(all) == maxIndexes {
 		return nil
@@ -125,8 +137,11 @@ func (s *incoming) readIndexes(ctx context.Context, d digest.Digest, all map[dig
 		return err
 	}
 	doc, index, err := parseDocument(m)
-	if err != nil || !index {
+	if err != nil {
 		return err
+	}
+	if !index {
+		return invalidf("manifest %s is no index", d)
 	}
 	all[d] = m.Bytes
 	for _, e := range doc.Manifests {

@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/criserver/criserver/test/registry"
@@ -56,6 +58,39 @@ func TestExportKeepsTheDigestOfAnIndex(t *testing.T) {
 			t.Errorf("a digest %s: %v", name, err)
 		}
 		n.mustBeEmpty(t)
+	}
+}
+
+// What an archive claims, over and over, is not read over and over.
+func TestClaimsAreReadOnce(t *testing.T) {
+	img, _ := twoLayers(t, "claimed", registry.Spec{})
+	large := &registry.Image{} // no index
+	large.SetManifest(encoded(t, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{}, Annotations: map[string]string{"n": strings.Repeat("n", 256<<10)}}), ocispec.MediaTypeImageManifest)
+	within := large.Desc
+	within.MediaType = ocispec.MediaTypeImageIndex
+	index := &registry.Image{}
+	index.SetManifest(encoded(t, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: slices.Repeat([]ocispec.Descriptor{within}, 100)}), ocispec.MediaTypeImageIndex)
+	for name, claimed := range map[string]digest.Digest{"no index": large.Desc.Digest, "an index of what is none": index.Desc.Digest, "nothing": digest.FromString("nothing"), "itself": img.Desc.Digest} {
+		t.Run(name, func(t *testing.T) {
+			entry := named(img.Desc, "example.com/app:1", "")
+			var claims []string
+			for i := range maxClaims + 1 {
+				claims = append(claims, fmt.Sprintf("example.com/app%d@%s", i, claimed))
+			}
+			entry.Annotations[annotationDigests] = strings.Join(claims, ",")
+			data := tarOf(t, layout(t, []ocispec.Descriptor{entry}, img, large, index)...)
+			n := newNode(t)
+			before := bytesRead(t)
+			if list, err := n.imported(t, data, ImportRequest{}); !errors.Is(err, ErrInvalidImage) {
+				t.Errorf("%+v, %v", list, err)
+			}
+			if got := bytesRead(t) - before; got > 3*len(data) {
+				t.Errorf("%d bytes were read of an archive of %d", got, len(data))
+			}
+			n.mustBeEmpty(t)
+		})
 	}
 }
 
