@@ -80,6 +80,7 @@ func TestLinks(t *testing.T) {
 	for i := range 20 {
 		many = append(many, entryOf{fmt.Sprintf("l%d", i), fmt.Sprintf("l%d", i+1), tar.TypeSymlink})
 	}
+	entry := `{"Config":"c.json","RepoTags":[` + strings.Repeat(`"a:1",`, maxNames/2) + `"b:1"],"Layers":["l"]}`
 	for name, row := range map[string]struct {
 		entries []entryOf
 		want    string // in the error; empty: it is good
@@ -100,6 +101,7 @@ func TestLinks(t *testing.T) {
 		"config twice":       {dockerOf("l", entryOf{name: "l"}, entryOf{name: "c.json", body: "{}"}), "more than once"},
 		"long name":          {dockerOf("l", entryOf{name: strings.Repeat("n/", 600)}), "a name of"},
 		"too large document": {[]entryOf{{name: "index.json", body: strings.Repeat(" ", maxDocument+1)}}, "more than"},
+		"too many names":     {[]entryOf{{name: "manifest.json", body: "[" + entry + "," + entry + "]"}, {name: "c.json", body: config}, {name: "l"}}, "1002 names"},
 		"too many images":    {[]entryOf{{name: "manifest.json", body: "[" + strings.Repeat("{},", maxImages) + "{}]"}}, "1001 images"},
 	} {
 		t.Run(name, func(t *testing.T) {

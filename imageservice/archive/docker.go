@@ -69,6 +69,9 @@ func (a docker) add(ctx context.Context, img dockerImage) error {
 	}
 	id := digest.FromBytes(config)
 	a.names[id] = append(a.names[id], img.RepoTags...)
+	if n := len(a.names[id]); n > maxNames { // of several entries
+		return invalidf("config %s: %d names, more than %d", id, n, maxNames)
+	}
 	if !a.make {
 		return nil
 	}
