@@ -75,9 +75,15 @@ func (s *Store) prepare() error {
 	return nil
 }
 
+// maxDeleting is how many directories are deleted at a time. A power loss leaves one for each container, each of which would keep a
+// thread waiting for the disk, and threads that a process has made stay.
+const maxDeleting = 4
+
 // deleteLater deletes a directory that means nothing any more.
 func (s *Store) deleteLater(dir string) {
 	s.cleanup.Go(func() {
+		s.deleting <- struct{}{}
+		defer func() { <-s.deleting }()
 		if err := removeAll(dir); err != nil {
 			s.config.Log.Warn("layer store: leftover stays", "dir", dir, "error", err)
 		}

@@ -73,7 +73,8 @@ type Store struct {
 	unpacking atomic.Int32    // Writers that have not ended
 	unpacked  chan struct{}   // wakes Run when the last one ends
 	cleanup   sync.WaitGroup
-	quota     *quota.FS // nil: nothing counts writable directories
+	deleting  chan struct{} // held by each directory that deleteLater deletes
+	quota     *quota.FS     // nil: nothing counts writable directories
 	disk      readahead.Disk
 
 	discarded atomic.Uint64 // names what lies in trash, unlike anything that an earlier process left there
@@ -111,6 +112,7 @@ func Open(c Config) (*Store, error) {
 		dirty:    make(chan struct{}, 1),
 		syncing:  make(chan struct{}, 1),
 		unpacked: make(chan struct{}, 1),
+		deleting: make(chan struct{}, maxDeleting),
 		layers:   map[digest.Digest]*entry{},
 		users:    map[string][]*entry{},
 		projects: map[string]uint32{},
