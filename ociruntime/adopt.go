@@ -34,6 +34,9 @@ func (r *Runtime) AdoptPod(ctx context.Context, c PodConfig) (*Pod, error) {
 	defer d.Close()
 	p.conn, err = pause.Dial(ctx, socketPath(d))
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
+		if kills, _ := p.group.OwnOOMKills(); kills > 0 { // with systemd the leaf is not there any more, which says nothing
+			return nil, starvedIn(p.group)
+		}
 		return nil, fmt.Errorf("%w: %w", ErrPodGone, err)
 	}
 	if err != nil {

@@ -44,8 +44,9 @@ type Exit struct {
 	Code      int32 // 128 + signal if one killed it
 	Signal    unix.Signal
 	At        time.Time
-	OOMKilled bool
-	LogBehind bool // the log had not taken everything when this was recorded
+	OOMKilled bool   // the kernel killed in it for want of memory, or pause and so all of it
+	LogBehind bool   // the log had not taken everything when this was recorded
+	Message   string // what the rest does not say; may be empty
 }
 
 // Container is one container of a pod.
@@ -314,6 +315,9 @@ func (c *Container) ended(e pause.Exit) {
 		exit.Code = 128 + int32(exit.Signal)
 	}
 	exit.OOMKilled = e.OOMKills > 0 && exit.Code != 0
+	if err := c.pod.Starved(); err != nil && exit.Signal == unix.SIGKILL {
+		exit.OOMKilled, exit.Message = true, err.Error()
+	}
 	if e.At.IsZero() {
 		exit.At = time.Now()
 	}

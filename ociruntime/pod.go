@@ -73,9 +73,10 @@ type Pod struct {
 	exited  chan struct{}
 	turn    chan struct{} // has one value; whoever makes the shared pid namespace takes it meanwhile
 
-	forsaken atomic.Bool // its adoption has failed; its pause lives and is nobody's business
+	forsaken atomic.Bool           // its adoption has failed; its pause lives and is nobody's business
+	starved  atomic.Pointer[error] // see Starved; stored before the ends of containers are told and exited is closed
 
-	mu         sync.Mutex
+	mu         sync.Mutex                  // also for group and scope, which enterScope sets while pause is followed already
 	tasks      map[uint64]func(pause.Exit) // whom to tell of an exit
 	early      map[uint64]pause.Exit       // during adoption: those that there was nobody to tell of yet; else nil
 	containers map[string]*Container
@@ -88,6 +89,14 @@ func (p *Pod) Pid() int { return p.conn.Hello().PID }
 
 // Exited is closed when pause is gone.
 func (p *Pod) Exited() <-chan struct{} { return p.exited }
+
+// Starved is an ErrPodStarved if that is how pause ended; nil if not, or as long as Exited is open.
+func (p *Pod) Starved() error {
+	if err := p.starved.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 // NetNS opens the pod's network namespace.
 func (p *Pod) NetNS() (*os.File, error) { return p.namespace("net") }
@@ -184,6 +193,9 @@ func (p *Pod) follow() {
 func (p *Pod) lost() {
 	if p.forsaken.Load() {
 		return
+	}
+	if err := p.starvation(); err != nil { // asked while pause is dying: when it is dead systemd removes what counts the kill
+		p.starved.Store(&err)
 	}
 	waitDead(p.conn.PidFD())
 	p.mu.Lock()

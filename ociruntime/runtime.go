@@ -21,6 +21,8 @@ var (
 	ErrNotRunning = errors.New("process is not running")
 	// ErrPodGone means that the pod's pause is gone, and every process of the pod with it.
 	ErrPodGone = errors.New("pause of the pod is gone")
+	// ErrPodStarved is the ErrPodGone of a pause that the kernel killed. What it wraps goes on to name the limit.
+	ErrPodStarved = fmt.Errorf("%w: killed for want of memory", ErrPodGone)
 )
 
 // Config is what a Runtime needs to know.

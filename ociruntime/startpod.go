@@ -165,7 +165,9 @@ func (p *Pod) enterScope(ctx context.Context) error {
 	if err != nil {
 		return p.unscoped(err)
 	}
+	p.mu.Lock()
 	p.scope = scope
+	p.mu.Unlock()
 	// What an earlier attempt of the same name has left in hierarchies of v1 that systemd does not know.
 	stale, err := p.runtime.config.Cgroups.Open(scope.Path(), p.config.ID)
 	if err == nil {
@@ -175,9 +177,13 @@ func (p *Pod) enterScope(ctx context.Context) error {
 		return err
 	}
 	p.parent = scope.Path()
-	if p.group, err = p.createLeaf(p.parent, p.config.ID, nil); err != nil {
+	leaf, err := p.createLeaf(p.parent, p.config.ID, nil)
+	if err != nil {
 		return fmt.Errorf("create the sandbox's cgroup: %w", err)
 	}
+	p.mu.Lock()
+	p.group = leaf
+	p.mu.Unlock()
 	return nil
 }
 

@@ -142,6 +142,7 @@ type fakePod struct {
 	n          *node
 	id         string
 	exited     chan struct{}
+	starved    error
 	containers map[string]*fakeContainer
 	kept       map[string]bool
 }
@@ -161,6 +162,7 @@ func (p *fakePod) die() {
 func (p *fakePod) Pid() int                    { return 42 }
 func (p *fakePod) NetNS() (*os.File, error)    { return os.Open(os.DevNull) }
 func (p *fakePod) Exited() <-chan struct{}     { return p.exited }
+func (p *fakePod) Starved() error              { return p.starved }
 func (p *fakePod) Thaw() error                 { return nil }
 func (p *fakePod) Cgroup() *cgroup.Group       { return nil }
 func (p *fakePod) Around(string) *cgroup.Group { return nil }

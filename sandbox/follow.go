@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"reflect"
@@ -63,7 +64,7 @@ func (p *pod) follow(rt RuntimePod) {
 			for _, c := range running {
 				p.s.reap(c)
 			}
-			p.bereaved()
+			p.bereaved(rt)
 			return
 		default:
 			c := running[chosen-onContainers]
@@ -108,7 +109,7 @@ func (s *Service) reap(c *container) {
 
 // ended publishes the end of a container.
 func (s *Service) ended(c *container, exit ociruntime.Exit) {
-	if err := c.end(exit.Code, reasonOf(exit), "", exit.At); err != nil {
+	if err := c.end(exit.Code, reasonOf(exit), exit.Message, exit.At); err != nil {
 		s.log.Debug("a container had ended already", "container", c.id, "error", err)
 	}
 }
@@ -124,11 +125,18 @@ func reasonOf(e ociruntime.Exit) string {
 }
 
 // bereaved stops the rest of a pod whose pause died by itself. If it was stopped, that goes on already.
-func (p *pod) bereaved() {
-	if p.look() != podReady {
+func (p *pod) bereaved(rt RuntimePod) {
+	starved := rt.Starved()
+	p.mu.Lock()
+	ready := p.phase == podReady
+	if ready {
+		p.starved = starved
+	}
+	p.mu.Unlock()
+	if !ready {
 		return
 	}
-	p.s.log.Error("pause of a pod died, its containers died with it", "pod", p.id)
+	p.s.log.Error("pause of a pod died, its containers died with it", "pod", p.id, "error", cmp.Or(starved, ociruntime.ErrPodGone))
 	if err := p.advance(podStopping); err != nil {
 		return // it is being stopped
 	}

@@ -94,12 +94,14 @@ func TestReasons(t *testing.T) {
 		{ociruntime.Exit{Code: 0}, ReasonCompleted},
 		{ociruntime.Exit{Code: 1}, ReasonError},
 		{ociruntime.Exit{Code: 137, Signal: 9, OOMKilled: true}, ReasonOOMKilled},
+		{ociruntime.Exit{Code: 137, Signal: 9, OOMKilled: true, Message: "of another"}, ReasonOOMKilled},
 	} {
 		in(t, func(t *testing.T, m *machine) {
 			pod, id := m.made()
 			m.process(id).exits(test.exit)
 			synctest.Wait()
 			want(t, "reason", m.status(id).Reason, test.reason)
+			want(t, "message", m.status(id).Message, test.exit.Message)
 			must(t, m.s.RemovePod(t.Context(), pod))
 		})
 	}

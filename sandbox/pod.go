@@ -57,6 +57,7 @@ type pod struct {
 	phase   podPhase
 	ips     []netip.Addr
 	rt      RuntimePod // nil before there is one and after it was stopped
+	starved error      // an ociruntime.ErrPodStarved if that is how pause ended; not recorded
 	members []*container
 	users   map[*visit]struct{} // operations on containers that are under way
 	idle    chan struct{}       // closed when users is empty; nil: nobody waits for that
@@ -161,7 +162,7 @@ func (p *pod) enter(ctx context.Context) (_ context.Context, rt RuntimePod, leav
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.phase != podReady {
-		return nil, nil, nil, fmt.Errorf("%w: pod %s is not ready", ErrState, p.id)
+		return nil, nil, nil, p.because(fmt.Errorf("%w: pod %s is not ready", ErrState, p.id))
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	u := &visit{cancel}
@@ -170,6 +171,14 @@ func (p *pod) enter(ctx context.Context) (_ context.Context, rt RuntimePod, leav
 	}
 	p.users[u] = struct{}{}
 	return ctx, p.rt, func() { p.leave(u) }, nil
+}
+
+// because adds to the error of an operation that the pod is not ready for why it is not, if that is known. mu is held.
+func (p *pod) because(err error) error {
+	if p.starved == nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, p.starved)
 }
 
 func (p *pod) leave(u *visit) {
@@ -191,7 +200,7 @@ func (p *pod) leave(u *visit) {
 func (p *pod) quiesce(ctx context.Context) error {
 	p.mu.Lock()
 	for u := range p.users {
-		u.cancel(errStopping)
+		u.cancel(p.because(errStopping))
 	}
 	n := len(p.users)
 	if n > 0 && p.idle == nil {

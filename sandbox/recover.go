@@ -214,6 +214,11 @@ func (s *Service) lose(ctx context.Context, p *pod, cause error) {
 		s.log.Error("a pod was lost", "pod", p.id, "error", cause)
 		_ = p.advance(podStopping) // the transition is allowed
 	}
+	if errors.Is(cause, ociruntime.ErrPodStarved) {
+		p.mu.Lock()
+		p.starved = cause
+		p.mu.Unlock()
+	}
 	if len(p.containers(live)) == 0 {
 		return
 	}

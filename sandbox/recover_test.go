@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -103,6 +104,7 @@ func TestRestartFinds(t *testing.T) {
 		meanwhile func(m *machine, pod ID)
 		code      int32
 		reason    string
+		message   string
 	}{
 		{"a reboot", func(m *machine, pod ID) {
 			m.boot = "boot-2"
@@ -111,15 +113,21 @@ func TestRestartFinds(t *testing.T) {
 			clear(m.pods)
 			clear(m.pins)
 			clear(m.leaves)
-		}, 255, ReasonUnknown},
+		}, 255, ReasonUnknown, "the node was restarted"},
 		{"a dead pause", func(m *machine, pod ID) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.pods[string(pod)].die()
-		}, 137, ReasonError},
+		}, 137, ReasonError, "the pod's pause is gone"},
+		{"a pause that was killed for memory", func(m *machine, pod ID) {
+			m.mu.Lock()
+			m.pods[string(pod)].die()
+			m.mu.Unlock()
+			m.failing("AdoptPod", fmt.Errorf("%w: limit", ociruntime.ErrPodStarved))
+		}, 137, ReasonOOMKilled, "pause of the pod is gone: killed for want of memory: limit"},
 		{"a pause that does not answer", func(m *machine, pod ID) {
 			m.failing("AdoptPod", errors.New("timeout"))
-		}, 137, ReasonError},
+		}, 137, ReasonError, "the pod's pause is gone"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			in(t, func(t *testing.T, m *machine) {
@@ -133,6 +141,7 @@ func TestRestartFinds(t *testing.T) {
 				want(t, "container", m.status(id).State, ContainerExited)
 				want(t, "code", m.status(id).ExitCode, test.code)
 				want(t, "reason", m.status(id).Reason, test.reason)
+				want(t, "message", m.status(id).Message, test.message)
 				<-m.s.Recovered()
 				synctest.Wait()
 				want(t, "address is given back", len(m.attached), 0)

@@ -28,6 +28,7 @@ type RuntimePod interface {
 	Pid() int
 	NetNS() (*os.File, error)
 	Exited() <-chan struct{}
+	Starved() error
 	Thaw() error
 	Stop(context.Context) error
 	Create(ctx context.Context, c ociruntime.ContainerConfig, pidTarget RuntimeContainer) (RuntimeContainer, error)

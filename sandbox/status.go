@@ -45,7 +45,7 @@ const (
 const (
 	ReasonCompleted  = "Completed"  // exit code 0
 	ReasonError      = "Error"      // any other exit code
-	ReasonOOMKilled  = "OOMKilled"  // the kernel killed for want of memory and the exit code is not 0
+	ReasonOOMKilled  = "OOMKilled"  // the kernel killed for want of memory, in it or its pause, and the exit code is not 0
 	ReasonStartError = "StartError" // never ran; exit code 128
 	ReasonUnknown    = "Unknown"    // the exit code was lost, with the machine or with pause; exit code 255
 )

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/criserver/criserver/ociruntime"
 	"github.com/criserver/criserver/ociruntime/specgen"
 )
 
@@ -114,6 +116,28 @@ func TestDeathOfPause(t *testing.T) {
 		want(t, "address is given back", m.attached[string(pod)], false)
 		must(t, m.s.RemovePod(t.Context(), pod))
 		must(t, m.s.RemovePod(t.Context(), other))
+		m.clean()
+	})
+}
+
+// Whoever asks something of a pod whose pause was killed for memory, before or after, is told so.
+func TestDeathOfPauseForMemory(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, _ := m.made()
+		config := containerConfig()
+		config.Metadata.Name = "another"
+		m.slowly("Create")
+		time.AfterFunc(time.Second, func() {
+			m.be(func(n *node) {
+				n.pods[string(pod)].starved = fmt.Errorf("%w: limit", ociruntime.ErrPodStarved)
+				n.pods[string(pod)].die()
+			})
+		})
+		for range 2 {
+			_, err := m.s.CreateContainer(t.Context(), pod, config, podConfig())
+			want(t, "cause", errors.Is(err, ociruntime.ErrPodStarved) && strings.Contains(err.Error(), ": killed for want of memory: limit"), true)
+		}
+		must(t, m.s.RemovePod(t.Context(), pod))
 		m.clean()
 	})
 }

@@ -81,8 +81,15 @@ func (p *pod) killContainers(ctx context.Context) error {
 
 // loseContainers ends those that nobody saw end, now that their cgroups are gone.
 func (p *pod) loseContainers() {
+	p.mu.Lock()
+	starved := p.starved
+	p.mu.Unlock()
+	reason, message := ReasonError, "the pod's pause is gone"
+	if starved != nil {
+		reason, message = ReasonOOMKilled, starved.Error()
+	}
 	for _, c := range p.containers(live) {
-		_ = c.end(codeKilled, ReasonError, "the pod's pause is gone", time.Now()) // it has ended meanwhile
+		_ = c.end(codeKilled, reason, message, time.Now()) // it has ended meanwhile
 	}
 }
 

@@ -21,6 +21,7 @@ type dialect interface {
 	hugetlbFiles(pageSize string) (usage, reservation string)
 
 	oomFile() string
+	ownOOMFile() string // which does not count what is below
 	memoryLimitFile() string
 	cpusetFile(kind string) string // "cpus" or "mems": what a group may use
 	counterFiles() []counterFile

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -202,10 +203,24 @@ func TestOOMKillsAreCounted(t *testing.T) {
 	if err := g.WaitEmpty(ctx(t)); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := g.OOMKills(); n != 1 || err != nil {
-		t.Errorf("OOMKills = %d, %v", n, err)
+	v2 := hs.byController["memory"].Unified
+	parent, err := hs.Open(path.Split(path.Dir(g.Path())))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if starved := below.StarvedAbove(); starved != hs.byController["memory"].Unified {
+	for group, own := range map[*Group]uint64{g: 1, parent: 0} {
+		all := own
+		if v2 {
+			all = 1
+		}
+		if n, err := group.OOMKills(); n != all || err != nil {
+			t.Errorf("OOMKills of %s = %d, %v", group.Path(), n, err)
+		}
+		if n, err := group.OwnOOMKills(); n != own || err != nil {
+			t.Errorf("OwnOOMKills of %s = %d, %v", group.Path(), n, err)
+		}
+	}
+	if starved := below.StarvedAbove(); starved != v2 {
 		t.Errorf("that the limit above was met is told: %v", starved)
 	}
 }

@@ -142,20 +142,26 @@ func (g *Group) MonitorFiles() (*Monitor, error) {
 	return m, nil
 }
 
-// OOMKills is how many processes of the leaf the kernel has killed for want of memory since the leaf was made.
-// It stays readable after their death. 0 without a memory controller.
-func (g *Group) OOMKills() (uint64, error) {
+// OOMKills is how many processes of the leaf, in v2 of what is below too, the kernel has killed for want of memory since the leaf was
+// made. It stays readable after their death. 0 without a memory controller.
+func (g *Group) OOMKills() (uint64, error) { return g.oomKills(dialect.oomFile) }
+
+// OwnOOMKills is OOMKills without what is below.
+func (g *Group) OwnOOMKills() (uint64, error) { return g.oomKills(dialect.ownOOMFile) }
+
+func (g *Group) oomKills(counts func(dialect) string) (uint64, error) {
 	h := g.hs.byController["memory"]
 	if h == nil {
 		return 0, nil
 	}
-	text, err := h.read(g.dir(h), h.dialect.oomFile())
+	file := counts(h.dialect)
+	text, err := h.read(g.dir(h), file)
 	if err != nil {
 		return 0, err
 	}
 	n, err := parseKeyed(text, "oom_kill")
 	if err != nil {
-		return 0, &fs.PathError{Op: "parse", Path: path.Join(h.abs(g.dir(h)), h.dialect.oomFile()), Err: err}
+		return 0, &fs.PathError{Op: "parse", Path: path.Join(h.abs(g.dir(h)), file), Err: err}
 	}
 	return n, nil
 }

@@ -17,6 +17,7 @@ import (
 type v1 struct{}
 
 func (v1) oomFile() string                                    { return "memory.oom_control" }
+func (v1) ownOOMFile() string                                 { return "memory.oom_control" }
 func (v1) memoryLimitFile() string                            { return "memory.limit_in_bytes" }
 func (v1) cpusetFile(kind string) string                      { return "cpuset." + kind }
 func (v1) freeze(h *hierarchy, dir string, freeze bool) error { return freezeV1(h, dir, freeze) }

@@ -16,6 +16,7 @@ import (
 type v2 struct{}
 
 func (v2) oomFile() string                                    { return "memory.events" }
+func (v2) ownOOMFile() string                                 { return "memory.events.local" }
 func (v2) memoryLimitFile() string                            { return "memory.max" }
 func (v2) cpusetFile(kind string) string                      { return "cpuset." + kind + ".effective" }
 func (v2) freeze(h *hierarchy, dir string, freeze bool) error { return freezeV2(h, dir, freeze) }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -272,7 +273,7 @@ func little(t *testing.T, d *daemon, g podCgroup, change func(*cri.ContainerConf
 		if err != nil {
 			t.Logf("%s: %v", what, err)
 			if !enough && status.Code(err) == codes.FailedPrecondition { // pause was killed for memory between two requests: the pod is over
-				refused(t, err, codes.FailedPrecondition, "is not ready")
+				refused(t, err, codes.FailedPrecondition, "is not ready", "memory limit of cgroup", "is too small")
 				return true
 			}
 			refused(t, err, codes.Unknown, "memory limit of cgroup", "is too small")
@@ -309,12 +310,6 @@ func little(t *testing.T, d *daemon, g podCgroup, change func(*cri.ContainerConf
 		t.Logf("exec: %v, %v", r, err)
 	}
 	c.stop(t, 1)
-	if !enough && p.status(t).GetState() == cri.PodSandboxState_SANDBOX_NOTREADY {
-		if s := c.status(t); s.GetExitCode() != 137 { // pause was killed for memory, and the container with it
-			t.Errorf("exit code %d, reason %s, message %s", s.GetExitCode(), s.GetReason(), s.GetMessage())
-		}
-		return
-	}
 	if s := c.status(t); s.GetExitCode() != 0 && s.GetReason() != "OOMKilled" {
 		t.Errorf("exit code %d, reason %s, message %s", s.GetExitCode(), s.GetReason(), s.GetMessage())
 	}
@@ -379,4 +374,45 @@ func TestOOM(t *testing.T) {
 			t.Errorf("the other one: exit code %d, reason %q", s.GetExitCode(), s.GetReason())
 		}
 	})
+}
+
+// A container that dies with its pause, which memory took, says so, also if criserver was away.
+func TestOOMOfPause(t *testing.T) {
+	d := use(t)
+	alive(t, d)
+	const limit = 20 << 20
+	for _, away := range []bool{false, true} {
+		if away && suite.driver == driverSystemd {
+			continue // systemd has removed the cgroup that counted the kill
+		}
+		t.Run(fmt.Sprintf("criserver is away: %t", away), func(t *testing.T) {
+			g := makePodCgroup(t)
+			p := runPod(t, d, g.use)
+			// Each of them has less than the kernel takes pause for.
+			const eat = "for i in 1 2 3 4; do dd if=/dev/zero of=/dev/null bs=15M & done"
+			c := p.start(t, "trap '"+eat+"' USR1; echo ready; while :; do sleep 1000 & wait $!; done")
+			c.waitOutput(t, "ready")
+			if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.pause(t)), []byte("1000"), 0); err != nil { // the kernel takes it first
+				t.Fatal(err)
+			}
+			g.limit(t, memoryMax, fmt.Sprint(limit), fmt.Sprintf("MemoryMax=%d", limit))
+			first := c.firstProcess(t)
+			if away {
+				d.crash(t)
+			}
+			if err := unix.Kill(first, unix.SIGUSR1); err != nil {
+				t.Fatal(err)
+			}
+			if away {
+				eventually(t, rpcBound, "the container ends with its pause", func() bool { return unix.Kill(first, 0) == unix.ESRCH })
+				d.resume(t)
+			}
+			s := c.wait(t)
+			want := fmt.Sprintf("the memory limit of cgroup %s, %d KiB, is too small", g.dir, limit>>10)
+			if s.GetExitCode() != 137 || s.GetReason() != "OOMKilled" || !strings.Contains(s.GetMessage(), want) {
+				t.Errorf("exit code %d, reason %q, message %q", s.GetExitCode(), s.GetReason(), s.GetMessage())
+			}
+			eventually(t, rpcBound, "the pod is NOTREADY", func() bool { return p.status(t).GetState() == cri.PodSandboxState_SANDBOX_NOTREADY })
+		})
+	}
 }
