@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -21,19 +22,29 @@ import (
 
 const exitSlots = 128
 
-// StartPod starts a pause and makes the pod's namespaces. On error nothing is left. What pause does to be born and to make them,
+// undoBound is how long giving back what a failed start has taken may take; then it is left to CleanPod.
+const undoBound = 10 * time.Second
+
+// undoing is a context for that.
+func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoBound)
+}
+
+// StartPod starts a pause and makes the pod's namespaces. On error nothing is left, or the error says what. What pause does to be born and to make them,
 // and what criserver prepares meanwhile, go on side by side.
 func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error) {
 	p := r.newPod(c)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.undo(context.WithoutCancel(ctx)))
+			undo, cancel := undoing(ctx)
+			defer cancel()
+			err = errors.Join(err, p.undo(undo))
 		}
 	}()
 	if r.config.Systemd != nil {
 		return p, p.startInScope(ctx)
 	}
-	n, place, err := p.bear(c.CgroupParent)
+	n, place, err := p.bear(ctx, c.CgroupParent)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +57,7 @@ func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error)
 }
 
 // bear forks pause in its cgroup2 directory, if there is one, and makes the rest of its leaf meanwhile.
-func (p *Pod) bear(parent string) (n *newborn, place *cgroup.Placement, err error) {
+func (p *Pod) bear(ctx context.Context, parent string) (n *newborn, place *cgroup.Placement, err error) {
 	dir, err := p.beginGroup(parent)
 	if err != nil {
 		return nil, nil, err
@@ -63,7 +74,9 @@ func (p *Pod) bear(parent string) (n *newborn, place *cgroup.Placement, err erro
 		return n, place, nil
 	}
 	if n != nil {
-		n.kill()
+		undo, cancel := undoing(ctx)
+		defer cancel()
+		err = errors.Join(err, n.kill(undo))
 	}
 	if place != nil {
 		_ = place.Close()
@@ -138,7 +151,7 @@ func (p *Pod) completeGroup() (*cgroup.Placement, error) {
 	if err := p.group.Complete(p.addParents); err != nil {
 		return nil, fmt.Errorf("create the sandbox's cgroup: %w", p.short(p.group, err))
 	}
-	return p.group.Placement()
+	return p.group.PlacementOfBorn()
 }
 
 // createLeaf makes a leaf; what it has to make above is recorded before. The leaf may be there in spite of an error.
@@ -252,18 +265,29 @@ func (p *Pod) spawn(birthplace *os.File) (_ *newborn, err error) {
 	return n, nil
 }
 
-// kill ends a pause that is not a pod's.
-func (n *newborn) kill() {
+// kill ends a pause that is not a pod's. One that does not die before ctx ends is reaped when it does.
+func (n *newborn) kill(ctx context.Context) error {
 	_ = unix.PidfdSendSignal(int(n.pidfd.Fd()), unix.SIGKILL, nil, 0) // ESRCH: it is dead already
-	waitDead(n.pidfd)
-	_ = errors.Join(n.pidfd.Close(), n.conn.Close()) // nobody uses them any more
+	dead := make(chan struct{})
+	go func() {
+		waitDead(n.pidfd)
+		_ = errors.Join(n.pidfd.Close(), n.conn.Close()) // nobody uses them any more
+		close(dead)
+	}()
+	select {
+	case <-dead:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of pause %d: %w", n.pid, ctx.Err())
+	}
 }
 
 // greet takes the answer of the new pause, which is the pod's from then on. One that does not answer is killed.
 func (p *Pod) greet(ctx context.Context, n *newborn) error {
 	if err := n.conn.Greet(ctx); err != nil {
-		n.kill()
-		return err
+		undo, cancel := undoing(ctx)
+		defer cancel()
+		return errors.Join(err, n.kill(undo))
 	}
 	_ = n.pidfd.Close()
 	p.conn = n.conn

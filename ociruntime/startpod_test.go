@@ -2,10 +2,12 @@ package ociruntime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -104,6 +106,39 @@ func TestStartPodFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A pause that does not die holds up nobody, and is reaped in the end.
+func TestNewbornThatDoesNotDie(t *testing.T) {
+	f := newFixture(t)
+	i := slices.IndexFunc(f.runtime.config.Cgroups.List(), func(h cgroup.Hierarchy) bool { return slices.Contains(h.Controllers, "freezer") })
+	if i < 0 {
+		t.Skip("what cgroup2 freezes dies")
+	}
+	leak.Check(t, leak.Only(leak.Process, leak.Descriptor, leak.Goroutine))
+	freezer := f.runtime.config.Cgroups.List()[i].MountPoint + f.parent
+	if err := os.Mkdir(freezer, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(freezer+"/"+file, []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := f.runtime.newPod(PodConfig{ID: randomID(), Dir: t.TempDir(), HostNetwork: true, CgroupParent: f.parent})
+	n, err := p.spawn(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("cgroup.procs", strconv.Itoa(n.pid))
+	write("freezer.state", "FROZEN")
+	impatient, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := n.kill(impatient); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("kill: %v", err)
+	}
+	write("freezer.state", "THAWED")
 }
 
 func TestScopesNeedTheirPauses(t *testing.T) {

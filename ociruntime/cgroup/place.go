@@ -32,12 +32,32 @@ func (p *Placement) Close() error {
 
 // Placement opens what a child needs to get into g. The right to do so is that of this process for Tasks, but that of
 // the cloning process for Dir: one inside a user namespace gets EACCES and needs PlacementByWrite.
-func (g *Group) Placement() (*Placement, error) { return g.placement(!kernel.CloneIntoCgroup.Has()) }
+func (g *Group) Placement() (*Placement, error) { return g.placement(unlessRefused(byClone)) }
 
 // PlacementByWrite is Placement without Dir: the cgroup2 leaf is entered by a write too (to cgroup.procs), with the
 // rights of this process. It costs a wait for an RCU grace period, so it is for user namespaces and for kernels
 // that refuse CLONE_INTO_CGROUP.
-func (g *Group) PlacementByWrite() (*Placement, error) { return g.placement(true) }
+func (g *Group) PlacementByWrite() (*Placement, error) { return g.placement(byWrite) }
+
+// PlacementOfBorn is the Placement of a process that was born in the Dir of Begin, if there was one. It has no Dir.
+func (g *Group) PlacementOfBorn() (*Placement, error) { return g.placement(unlessRefused(byBirth)) }
+
+// entry is how a process gets into the cgroup2 leaf.
+type entry int
+
+const (
+	byWrite entry = iota
+	byClone
+	byBirth // it is there
+)
+
+// unlessRefused is e, or a write on kernels without CLONE_INTO_CGROUP.
+func unlessRefused(e entry) entry {
+	if kernel.CloneIntoCgroup.Has() {
+		return e
+	}
+	return byWrite
+}
 
 // Beside is the group that the process pid of the container is in now, as to cgroup2: g or one below. It is for
 // processes that get no leaf of their own in a container that makes groups itself. Elsewhere it is g.
@@ -60,7 +80,7 @@ func (g *Group) Beside(pid int) (*Group, error) {
 	return &Group{hs: g.hs, path: g.path, exec: strings.TrimPrefix(below, "/")}, nil
 }
 
-func (g *Group) placement(byWrite bool) (*Placement, error) {
+func (g *Group) placement(unified entry) (*Placement, error) {
 	p := &Placement{Tasks: make([]*os.File, 0, len(g.hs.all))}
 	for _, h := range g.hs.all {
 		var f *os.File
@@ -68,9 +88,9 @@ func (g *Group) placement(byWrite bool) (*Placement, error) {
 		switch {
 		case !h.Unified:
 			f, err = h.open(g.dir(h), "tasks", unix.O_WRONLY)
-		case byWrite:
+		case unified == byWrite:
 			f, err = h.open(g.dir(h), "cgroup.procs", unix.O_WRONLY)
-		default:
+		case unified == byClone:
 			p.Dir, err = h.open(g.dir(h), ".", unix.O_PATH|unix.O_DIRECTORY)
 		}
 		if err != nil {

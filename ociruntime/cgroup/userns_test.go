@@ -55,6 +55,14 @@ func TestPlacementFromUserNamespace(t *testing.T) {
 	if w.Dir != nil || len(w.Tasks) != len(hs.List()) {
 		t.Errorf("PlacementByWrite gave Dir %v and %d files", w.Dir, len(w.Tasks))
 	}
+	b, err := g.PlacementOfBorn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if b.Dir != nil || len(b.Tasks) != len(hs.List())-1 {
+		t.Errorf("PlacementOfBorn gave Dir %v and %d files", b.Dir, len(b.Tasks))
+	}
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 200000, Size: 65536}}
 	cmd := exec.Command(testBinary(t))
 	cmd.Env = append(os.Environ(), "CGROUP_TEST_INSIDE=1")
