@@ -5,7 +5,7 @@
 // Which program, what it is told and what its answer means is the caller's too.
 //
 // A program is killed with criserver, however that ends: what a next criserver undoes or asks again does not race with
-// it. Processes that it started and that left its group or that it may leave behind are not.
+// it. Processes that left its group, or that it may leave behind, are not.
 //
 // Concurrency: Run is safe. An Output must not be read before Run has returned.
 package command
