@@ -63,6 +63,7 @@ type container struct {
 	dirty   bool             // an undo failed: the record must stay
 
 	meter stats.Meter // of CPU time
+	idle  stats.Idle  // what metrics need not read again
 	layer stats.Layer // the writable one
 }
 

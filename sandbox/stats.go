@@ -33,7 +33,7 @@ func (s *Service) ContainerStats(id ContainerID) (ContainerStats, error) {
 	if err != nil {
 		return ContainerStats{}, err
 	}
-	st, err := c.measure(stats.Container)
+	st, err := c.measure(whole)
 	if err != nil {
 		return ContainerStats{}, fmt.Errorf("measure container %s: %w", c.id, err)
 	}
@@ -46,7 +46,7 @@ func (s *Service) MeasureContainer(status *ContainerStatus) (st ContainerStats, 
 	if err != nil {
 		return ContainerStats{}, false
 	}
-	st, err = c.measure(stats.Container)
+	st, err = c.measure(whole)
 	if err != nil {
 		s.log.Warn("cannot measure a container", "container", c.id, "error", err)
 	}
@@ -90,7 +90,7 @@ func (s *Service) measurePod(status *PodStatus, how extent) (PodStats, bool) {
 }
 
 // measure reads what is wanted of a container. With an error, the rest is valid.
-func (c *container) measure(want cgroup.Counters) (ContainerStats, error) {
+func (c *container) measure(how extent) (ContainerStats, error) {
 	st := ContainerStats{ContainerStatus: c.status.Load()}
 	if u, ok := c.written(); ok {
 		st.Layer = &u
@@ -99,24 +99,19 @@ func (c *container) measure(want cgroup.Counters) (ContainerStats, error) {
 	if st.State == ContainerExited || group == nil {
 		return st, nil
 	}
-	u, err := c.p.s.collector.Read(group, want, &c.meter)
-	if err != nil {
-		if c.status.Load().State == ContainerExited { // meanwhile
-			err = nil
-		}
-		return st, err
+	var err error
+	if how.metrics {
+		st.Usage, st.Processes, err = c.p.s.collector.ReadMetrics(group, st.Pid, &c.meter, &c.idle)
+	} else {
+		st.Usage, err = c.p.s.collector.Read(group, how.container, &c.meter)
 	}
-	st.Usage, st.Cgroup = &u, group.Path()
-	if want&cgroup.Details == 0 {
-		return st, nil
+	if st.Usage != nil {
+		st.Cgroup = group.Path()
 	}
-	pids, err := group.Processes()
-	if err != nil {
-		return st, err
+	if c.status.Load().State == ContainerExited { // meanwhile
+		err = nil
 	}
-	p := stats.CountProcesses(pids, st.Pid)
-	st.Processes = &p
-	return st, nil
+	return st, err
 }
 
 // group is the container's cgroup; nil if there is none any more.
@@ -130,12 +125,13 @@ func (c *container) group() *cgroup.Group {
 // extent is how much of a pod is measured.
 type extent struct {
 	pod, container cgroup.Counters // pod 0: only containers and network
+	metrics        bool            // all that can be counted of containers
 	network        bool
 }
 
 var (
 	whole   = extent{pod: stats.Pod, container: stats.Container, network: true}
-	details = extent{container: stats.Metrics, network: true}
+	details = extent{metrics: true, network: true}
 	rates   = extent{pod: stats.Rate, container: stats.Rate}
 )
 
@@ -155,7 +151,7 @@ func (p *pod) measure(how extent) (st PodStats, ready bool, err error) {
 		how.container |= how.pod // to be summed up
 	}
 	for _, c := range p.containers(listed) {
-		one, err := c.measure(how.container)
+		one, err := c.measure(how)
 		if err != nil {
 			failed = fmt.Errorf("container %s: %w", c.id, err)
 		}
@@ -185,11 +181,7 @@ func listed(phase containerPhase) bool {
 // usage is what the cgroup around the pod says, or the sum of what is in it.
 func (p *pod) usage(rt RuntimePod, around *cgroup.Group, want cgroup.Counters, containers []ContainerStats) (*stats.Usage, error) {
 	if around != nil {
-		u, err := p.s.collector.Read(around, want, &p.meter)
-		if err != nil {
-			return nil, err
-		}
-		return &u, nil
+		return p.s.collector.Read(around, want, &p.meter)
 	}
 	var all []stats.Usage
 	if group := rt.Cgroup(); group != nil {
@@ -197,7 +189,7 @@ func (p *pod) usage(rt RuntimePod, around *cgroup.Group, want cgroup.Counters, c
 		if err != nil {
 			return nil, fmt.Errorf("pause: %w", err)
 		}
-		all = append(all, u)
+		all = append(all, *u)
 	}
 	for _, c := range containers {
 		if c.Usage != nil {

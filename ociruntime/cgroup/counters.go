@@ -20,8 +20,8 @@ type counterFile struct {
 
 var v1CounterFiles = []counterFile{
 	{"cpuacct", "cpuacct.usage", CPU, single(func(s *Stats) *uint64 { return &s.CPU.Usage }), nil},
-	{"cpuacct", "cpuacct.stat", CPU | Details, keyed((*Stats).setCPUTicks), nil},
-	{"cpu", "cpu.stat", CPU | Details, keyed((*Stats).setCPU), nil},
+	{"cpuacct", "cpuacct.stat", Own, keyed((*Stats).setCPUTicks), nil},
+	{"cpu", "cpu.stat", Own, keyed((*Stats).setCPU), nil},
 	{"memory", "memory.usage_in_bytes", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage }), nil},
 	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV1), nil},
 	{"memory", "memory.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit }), func(s *Stats) bool { return s.Memory.Limit == NoLimit }},
@@ -30,9 +30,9 @@ var v1CounterFiles = []counterFile{
 	{"memory", "memory.kmem.usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Kernel }), nil},
 	{"memory", "memory.soft_limit_in_bytes", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), nil},
 	{"memory", "memory.failcnt", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.AtLimit }), nil},
-	{"memory", "memory.oom_control", Memory | Details, keyed((*Stats).setMemoryEvent), nil},
+	{"memory", "memory.oom_control", Own, keyed((*Stats).setMemoryEvent), nil},
 	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current }), nil},
-	{"pids", "pids.max", Tasks | Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
+	{"pids", "pids.max", Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
 	{"blkio", "blkio.throttle.io_serviced_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.Reads, &d.Writes }), nil},
 	{"blkio", "blkio.throttle.io_service_bytes_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.ReadBytes, &d.WriteBytes }), func(s *Stats) bool { return len(s.IO) == 0 }},
 }
@@ -51,7 +51,7 @@ var v2CounterFiles = []counterFile{
 	{"memory", "memory.low", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), nil},
 	{"memory", "memory.events", Memory | Details, keyed((*Stats).setMemoryEvent), nil},
 	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current }), nil},
-	{"pids", "pids.max", Tasks | Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
+	{"pids", "pids.max", Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
 	{"io", "io.stat", Details, ioStat, nil},
 }
 
@@ -365,7 +365,7 @@ func hugeSize(kb uint64) string {
 
 // countHugePages counts each size. Of v1, a group that never had pages of a size has none now.
 func (r *counting) countHugePages(s *Stats) error {
-	one := counterFile{kinds: Details}
+	one := counterFile{kinds: Own}
 	read := func(name string, to *uint64) error {
 		one.parse = single(func(*Stats) *uint64 { return to })
 		return r.count(&one, name, s)

@@ -21,7 +21,8 @@ const (
 	Memory                        // usage, limit and memory.stat; v1 two files, four with limits, v2 five
 	Tasks                         // how many there are; one file
 	Pressure                      // stall information of a cgroup2; three files
-	Details                       // what metrics want besides, of the kinds above, of I/O and of huge pages; v1 nine files, ten after I/O, v2 five, and huge pages
+	Details                       // what metrics want besides, of memory, tasks and I/O; v1 six files, seven after I/O, v2 five
+	Own                           // what metrics want besides, and what changes only if a task of the group runs; v1 three files, v2 none, and huge pages
 )
 
 // NoLimit is the value of a limit that is not set.
@@ -45,7 +46,7 @@ type Stats struct {
 // needs 100 bytes a device.
 type StatsBuffer [16 << 10]byte
 
-// CPUStats are of processor time, in nanoseconds. All but Usage are Details.
+// CPUStats are of processor time, in nanoseconds. Of v1, all but Usage is Own.
 type CPUStats struct {
 	Usage, User, System uint64
 	Periods, Throttled  uint64 // how many there were
@@ -54,18 +55,19 @@ type CPUStats struct {
 
 // MemoryStats are in bytes where nothing else is said.
 type MemoryStats struct {
-	Usage, Limit     uint64
-	InactiveFile     uint64
-	Anon, File       uint64 // File is the page cache
-	MappedFile       uint64
-	Faults, Major    uint64 // page faults; Major are among Faults
-	OwnFaults        uint64 // without subgroups; v2 does not tell them apart
-	OwnMajor         uint64
-	HasSwap          bool   // swap is accounted
-	Swap, SwapLimit  uint64 // of swap alone: of v1's limit of both, what is above that of memory
-	Peak, Kernel     uint64 // Details. In v2 Peak is 0 before Linux 5.19
-	Reservation      uint64 // Details. v1's soft limit, v2's memory.low; 0 and NoLimit are none
-	AtLimit, OOMKill uint64 // Details. How often the limit was hit, a process killed
+	Usage, Limit    uint64
+	InactiveFile    uint64
+	Anon, File      uint64 // File is the page cache
+	MappedFile      uint64
+	Faults, Major   uint64 // page faults; Major are among Faults
+	OwnFaults       uint64 // without subgroups; v2 does not tell them apart
+	OwnMajor        uint64
+	HasSwap         bool   // swap is accounted
+	Swap, SwapLimit uint64 // of swap alone: of v1's limit of both, what is above that of memory
+	Peak, Kernel    uint64 // Details. In v2 Peak is 0 before Linux 5.19
+	Reservation     uint64 // Details. v1's soft limit, v2's memory.low; 0 and NoLimit are none
+	AtLimit         uint64 // Details. How often the limit was hit
+	OOMKill         uint64 // of v1 Own, of v2 Details. How often a process was killed for want of memory
 }
 
 // TaskStats count threads.
@@ -98,7 +100,7 @@ type DeviceIO struct {
 	Reads, Writes         uint64
 }
 
-// HugePages is how much the group has in huge pages of one size.
+// HugePages is how much the group has in huge pages of one size. They are Own as long as it has none: others can take them away.
 type HugePages struct {
 	Size  string // "2MB", as in the names of files
 	Usage uint64
@@ -108,6 +110,11 @@ type HugePages struct {
 // Stats reads the counters that are wanted into s. The error is fs.ErrNotExist if the group is gone.
 func (g *Group) Stats(want Counters, s *Stats, buf *StatsBuffer) error {
 	*s = Stats{IO: s.IO[:0], Huge: s.Huge[:0]}
+	return g.MoreStats(want, s, buf)
+}
+
+// MoreStats is Stats for an s that has other counters of the same group, which stay.
+func (g *Group) MoreStats(want Counters, s *Stats, buf *StatsBuffer) error {
 	for _, h := range g.hs.all {
 		if err := g.countIn(h, want, s, buf); err != nil {
 			return err
@@ -124,7 +131,7 @@ func (g *Group) Stats(want Counters, s *Stats, buf *StatsBuffer) error {
 func (g *Group) countIn(h *hierarchy, want Counters, s *Stats, buf *StatsBuffer) error {
 	files := h.dialect.counterFiles()
 	wanted := func(f *counterFile) bool { return f.kinds&^want == 0 && h.counts(f, g.hs.mode) }
-	huge := want&Details != 0 && g.hs.byController["hugetlb"] == h
+	huge := want&Own != 0 && g.hs.byController["hugetlb"] == h
 	n := 0
 	for i := range files {
 		if files[i].told == nil && wanted(&files[i]) {
@@ -237,6 +244,21 @@ func (r *counting) read(name string) ([]byte, error) {
 		text = text[:bytes.LastIndexByte(text, '\n')+1]
 	}
 	return text, nil
+}
+
+// KeepOwn takes the counters that are Own from an earlier reading of the same group, which has not run since.
+func (s *Stats) KeepOwn(earlier *Stats) {
+	s.Known |= earlier.Known & Own
+	c, was := &s.CPU, &earlier.CPU // counters do not go back, and v2 has read them again
+	c.User, c.System = max(c.User, was.User), max(c.System, was.System)
+	c.Periods, c.Throttled, c.ThrottledTime = max(c.Periods, was.Periods), max(c.Throttled, was.Throttled), max(c.ThrottledTime, was.ThrottledTime)
+	s.Memory.OOMKill = max(s.Memory.OOMKill, earlier.Memory.OOMKill)
+	s.Huge = append(s.Huge[:0], earlier.Huge...)
+}
+
+// HasHugePages says whether the group has any.
+func (s *Stats) HasHugePages() bool {
+	return slices.ContainsFunc(s.Huge, func(h HugePages) bool { return h.Usage > 0 })
 }
 
 // settle makes one of what v1 and v2 count differently.

@@ -197,7 +197,7 @@ func BenchmarkStats(b *testing.B) {
 	for _, row := range []struct {
 		name string
 		want Counters
-	}{{"cpu", CPU}, {"container", CPU | Memory | Pressure}, {"metrics", CPU | Memory | Tasks | Pressure | Details}} {
+	}{{"cpu", CPU}, {"container", CPU | Memory | Pressure}, {"metrics", CPU | Memory | Tasks | Pressure | Details | Own}} {
 		b.Run(row.name, func(b *testing.B) {
 			var s Stats
 			var buf StatsBuffer
@@ -219,7 +219,7 @@ func TestStatsFiles(t *testing.T) {
 		v1, v2 int
 	}{
 		{"rate", CPU, 1, 1}, {"container", CPU | Memory | Pressure, 5, 9}, {"pod", CPU | Memory | Pressure | Tasks, 6, 10},
-		{"metrics", CPU | Memory | Pressure | Tasks | Details, 16, 15},
+		{"metrics", CPU | Memory | Pressure | Tasks | Details | Own, 16, 15}, {"metrics of an idle group", CPU | Memory | Pressure | Tasks | Details, 13, 15},
 	} {
 		for files, want := range map[*[]counterFile]int{&v1CounterFiles: row.v1, &v2CounterFiles: row.v2} {
 			n := 0

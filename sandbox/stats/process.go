@@ -18,18 +18,23 @@ type Processes struct {
 // mostLinks bounds of how many descriptors of a container the kind is looked at, which takes about a microsecond each.
 const mostLinks = 1 << 16
 
-// CountProcesses looks at every process. One that ends meanwhile counts with what was seen of it; that its number may be
+// countProcesses looks at every process. One that ends meanwhile counts with what was seen of it; that its number may be
 // another's by then does no harm to a gauge.
-func CountProcesses(pids []int, first int) Processes {
+func countProcesses(pids []int) Processes {
 	p := Processes{Count: uint64(len(pids))}
 	for _, pid := range pids {
 		p.descriptors(pid)
 	}
+	return p
+}
+
+// withLimit adds MaxFiles.
+func (p Processes) withLimit(first int) *Processes {
 	var limit unix.Rlimit
 	if first > 0 && unix.Prlimit(first, unix.RLIMIT_NOFILE, nil, &limit) == nil {
 		p.MaxFiles = limit.Cur
 	}
-	return p
+	return &p
 }
 
 // descriptors counts those of one process, of which links tell the kind: "socket:[123]".

@@ -137,7 +137,7 @@ func TestReadNetwork(t *testing.T) {
 }
 
 func TestCountProcesses(t *testing.T) {
-	before := CountProcesses([]int{os.Getpid()}, os.Getpid())
+	before := countProcesses([]int{os.Getpid()})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +148,7 @@ func TestCountProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	after := CountProcesses([]int{os.Getpid(), 1 << 30}, os.Getpid())
+	after := countProcesses([]int{os.Getpid(), 1 << 30}).withLimit(os.Getpid())
 	if after.Count != 2 || after.Sockets != before.Sockets+1 || after.Descriptors < before.Descriptors+2 || after.MaxFiles == 0 {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
@@ -280,6 +280,6 @@ func BenchmarkReadNetwork(b *testing.B) {
 func BenchmarkCountProcesses(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		CountProcesses([]int{os.Getpid()}, os.Getpid())
+		countProcesses([]int{os.Getpid()})
 	}
 }

@@ -94,7 +94,6 @@ const (
 	Rate      = cgroup.CPU
 	Container = cgroup.CPU | cgroup.Memory | cgroup.Pressure
 	Pod       = Container | cgroup.Tasks
-	Metrics   = Pod | cgroup.Details
 )
 
 // A Collector reads usages.
@@ -109,14 +108,14 @@ func NewCollector(period time.Duration) *Collector {
 }
 
 // Read reads what is wanted of a group, and notes its CPU time in m.
-func (c *Collector) Read(g *cgroup.Group, want cgroup.Counters, m *Meter) (Usage, error) {
+func (c *Collector) Read(g *cgroup.Group, want cgroup.Counters, m *Meter) (*Usage, error) {
 	buf := c.buffers.Get().(*cgroup.StatsBuffer)
 	defer c.buffers.Put(buf)
-	u := Usage{At: time.Now()}
+	u := &Usage{At: time.Now()}
 	if err := g.Stats(want, &u.Counters, buf); err != nil {
-		return Usage{}, err
+		return nil, err
 	}
-	c.Note(&u, m)
+	c.Note(u, m)
 	return u, nil
 }
 
@@ -134,7 +133,7 @@ func Sum(all []Usage) Usage {
 	for i := range all {
 		u := &all[i]
 		if i == 0 {
-			sum.At, sum.Counters.Known = u.At, u.Counters.Known&^(cgroup.Pressure|cgroup.Details)
+			sum.At, sum.Counters.Known = u.At, u.Counters.Known&^(cgroup.Pressure|cgroup.Details|cgroup.Own)
 		}
 		sum.Counters.Known &= u.Counters.Known
 		to, from := &sum.Counters, &u.Counters

@@ -1,0 +1,177 @@
+package stats
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/criserver/criserver/ociruntime/cgroup"
+)
+
+func TestIdle(t *testing.T) {
+	type look struct {
+		at          time.Duration
+		trace       trace
+		known, keep bool // what settled says; what it lets keep is remembered
+	}
+	same, ran, joined := trace{100, 2}, trace{101, 2}, trace{100, 3}
+	for _, test := range []struct {
+		name  string
+		looks []look
+	}{
+		{"idle", []look{{0, same, false, false}, {settling / 2, same, false, false}, {settling, same, false, true}, {settling * 2, same, true, true}, {time.Hour, same, true, true}}},
+		{"it runs", []look{{0, same, false, false}, {settling, same, false, true}, {settling * 2, ran, false, false}, {settling * 3, ran, false, true}, {settling * 4, ran, true, true}}},
+		{"a task joins", []look{{0, same, false, false}, {settling, same, false, true}, {settling * 2, joined, false, false}, {settling * 3, same, false, false}}},
+		{"a clock that was set back", []look{{time.Hour, same, false, false}, {0, same, false, false}, {time.Hour + settling, same, false, true}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var idle Idle
+			start := time.Unix(1e9, 0)
+			for i, l := range test.looks {
+				known, keep := idle.settled(start.Add(l.at), l.trace)
+				if (known != nil) != l.known || keep != l.keep {
+					t.Errorf("look %d: known %v, keep %v, instead of %v and %v", i, known != nil, keep, l.known, l.keep)
+				}
+				if keep && known == nil {
+					idle.remember(l.trace, &own{})
+				}
+			}
+		})
+	}
+	t.Run("it runs while it is read", func(t *testing.T) {
+		var idle Idle
+		start := time.Unix(1e9, 0)
+		idle.settled(start, same)
+		idle.settled(start.Add(settling), same)
+		idle.settled(start.Add(settling), ran) // as another request sees it
+		idle.remember(same, &own{})
+		if known, _ := idle.settled(start.Add(settling*2), ran); known != nil {
+			t.Error("what was read before is remembered")
+		}
+	})
+}
+
+// What is remembered of an idle group is what is so, and is forgotten as soon as a task has run.
+func TestReadMetricsOfIdle(t *testing.T) {
+	g := createGroup(t)
+	wake, said, pid := startIn(t, g, `while read -r _; do exec {fd}</dev/null; echo opened; done`)
+	c := NewCollector(0)
+	var m Meter
+	var idle Idle
+	remembered := func() bool {
+		idle.mu.Lock()
+		defer idle.mu.Unlock()
+		return idle.own != nil
+	}
+	read := func() (*Usage, Processes) {
+		t.Helper()
+		u, p, err := c.ReadMetrics(g, pid, &m, &idle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.MaxFiles == 0 || u.Counters.Known&(cgroup.CPU|cgroup.Memory|cgroup.Details) != cgroup.CPU|cgroup.Memory|cgroup.Details {
+			t.Fatalf("known are %b, processes %+v", u.Counters.Known, *p)
+		}
+		return u, *p
+	}
+	first, _ := read()
+	if !first.HasTasks() {
+		t.Skip("tasks are not counted here")
+	}
+	for round := range 2 {
+		whole, before := read()
+		for deadline := time.Now().Add(20 * time.Second); !remembered(); whole, before = read() {
+			if time.Now().After(deadline) {
+				t.Fatal("the group does not get idle")
+			}
+		}
+		again, same := read()
+		a, b := &whole.Counters, &again.Counters
+		if same != before || a.CPU != b.CPU || a.Known != b.Known || a.Memory.OOMKill != b.Memory.OOMKill || !slices.Equal(a.Huge, b.Huge) {
+			t.Errorf("%+v %+v, and then %+v %+v", a, before, b, same)
+		}
+		if before.Count != 1 || a.Tasks.Current != 1 {
+			t.Errorf("%d processes, %d tasks", before.Count, a.Tasks.Current)
+		}
+		fmt.Fprintln(wake)
+		if !said.Scan() || said.Text() != "opened" {
+			t.Fatalf("it says %q", said.Text())
+		}
+		if _, after := read(); after.Descriptors != before.Descriptors+1 {
+			t.Errorf("round %d: %d descriptors and one more are %d", round, before.Descriptors, after.Descriptors)
+		}
+	}
+}
+
+// createGroup makes a group, which goes with the test.
+func createGroup(t *testing.T) *cgroup.Group {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	hs, err := cgroup.Detect()
+	if err != nil {
+		t.Skip(err)
+	}
+	var made []string
+	g, err := hs.Create(fmt.Sprint("/critest-stats-", os.Getpid()), "leaf", nil, func(dirs []string) error {
+		made = dirs
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := errors.Join(g.Kill(ctx), g.Delete(ctx, made...), hs.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// startIn runs a script in g, which has its input and output.
+func startIn(t *testing.T, g *cgroup.Group, script string) (in *os.File, out *bufio.Scanner, pid int) {
+	t.Helper()
+	p, err := g.Placement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	var enter strings.Builder
+	for i := range p.Tasks {
+		fmt.Fprintf(&enter, "echo 0 >&%d || exit 9; exec %d>&-; ", i+3, i+3)
+	}
+	theirs, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	cmd := exec.Command("/bin/bash", "-c", enter.String()+script)
+	cmd.Stdin, cmd.Stderr, cmd.ExtraFiles = theirs, os.Stderr, p.Tasks
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if p.Dir != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(p.Dir.Fd())
+	}
+	said, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
+	return in, bufio.NewScanner(said), cmd.Process.Pid
+}
