@@ -33,7 +33,8 @@ func TestRun(t *testing.T) {
 	leak.Check(t, leak.Only(leak.Process, leak.Mount, leak.Cgroup, leak.File), leak.Match("criserver-demo|"+regexp.QuoteMeta(dir)),
 		leak.Files(filepath.Join(dir, "tmp")))
 	socket := "unix://" + filepath.Join(dir, "sock")
-	run := exec.Command("unshare", "--net", "--mount", "sh", "-c", `ip link set lo up && exec hack/run "$@"`, "sh",
+	// It has a /run of its own, because the directory of network namespaces stays.
+	run := exec.Command("unshare", "--net", "--mount", "sh", "-c", `ip link set lo up && mount -t tmpfs -o mode=755 run /run && exec hack/run "$@"`, "sh",
 		"--root", filepath.Join(dir, "root"), "--state", filepath.Join(dir, "state"), "--address", socket)
 	run.Dir, run.Env, run.Stderr = "../..", append(os.Environ(), "TMPDIR="+filepath.Join(dir, "tmp")), os.Stderr
 	stdout, err := run.StdoutPipe()
