@@ -3,6 +3,7 @@ package layer
 import (
 	"archive/tar"
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,37 +72,53 @@ func TestRunSyncsWhenItIsLet(t *testing.T) {
 	})
 }
 
-// What a sync has open is not free, so Remove waits for it, though not for a disk that takes too long. A sync of a directory has no file
-// of it open.
+// What a sync holds is not free, so Remove waits for it, though not for a disk that takes too long. A sync of the file system holds what
+// is in any directory; one of an image the files of that image.
 func TestRemoveWaitsForASync(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		format Format
+		tree   bool
 		takes  time.Duration
 		want   time.Duration
 	}{
-		{"image", EROFS, time.Second, time.Second},
-		{"image on a slow disk", EROFS, time.Hour, freeBound},
-		{"directory", Overlay, time.Second, 0},
+		{"image", EROFS, false, time.Second, time.Second},
+		{"image on a slow disk", EROFS, false, time.Hour, freeBound},
+		{"image, beside that of directories", EROFS, true, time.Second, time.Second},
+		{"directory", Overlay, true, time.Second, time.Second},
+		{"directory on a slow disk", Overlay, true, time.Hour, freeBound},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := open(t, Config{Root: t.TempDir(), Format: row.format, BootID: "first"})
 				id := add(t, s, tartest.Archive(t, tar.Header{Name: "f", Size: 5000}))
 				e := s.layers[id]
-				dir, err := s.openEntry(e)
-				if err != nil {
-					t.Fatal(err)
+				takesTime := func() error {
+					time.Sleep(row.takes)
+					return nil
 				}
 				began := time.Now()
-				time.AfterFunc(row.takes, func() { e.closeEntry(dir) })
+				var syncs sync.WaitGroup
+				if row.tree {
+					syncs.Go(func() { _ = s.whileTreeSyncs(takesTime) })
+				} else {
+					dir, err := s.openEntry(e)
+					if err != nil {
+						t.Fatal(err)
+					}
+					syncs.Go(func() {
+						_ = takesTime()
+						e.closeEntry(dir)
+					})
+				}
+				synctest.Wait()
 				if _, err := s.Remove(id); err != nil {
 					t.Error(err)
 				}
 				if took := time.Since(began); took != row.want {
 					t.Errorf("a removal takes %s beside a sync of %s, want %s", took, row.takes, row.want)
 				}
-				time.Sleep(row.takes) // the sync ends
+				syncs.Wait()
 			})
 		})
 	}

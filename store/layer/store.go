@@ -70,6 +70,7 @@ type Store struct {
 	ns        *namespace      // nil if roots is rootsDetached
 	dirty     chan struct{}   // wakes Run
 	syncing   chan struct{}   // held by the Sync that runs
+	treeSync  chan struct{}   // closed when the last sync of the whole file system has ended; nil: there was none. Guarded by mu
 	unpacking atomic.Int32    // Writers that have not ended
 	unpacked  chan struct{}   // wakes Run when the last one ends
 	cleanup   sync.WaitGroup
@@ -257,7 +258,7 @@ func (s *Store) Remove(id digest.Digest) (freed int64, err error) {
 		err = mount.Close()
 	}
 	err = errors.Join(err, os.RemoveAll(doomed))
-	e.awaitSync()
+	s.awaitSyncs(e)
 	if err != nil {
 		return 0, fmt.Errorf("remove layer %s: %w", id, err)
 	}

@@ -89,7 +89,7 @@ func (s *Store) Sync(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
-	once := sync.OnceValue(func() error { return syncTree(s.path("layers")) })
+	once := sync.OnceValue(func() error { return s.whileTreeSyncs(func() error { return syncTree(s.path("layers")) }) })
 	for _, e := range pending {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("sync layers: %w", err))...)
@@ -160,17 +160,34 @@ func (e *entry) closeEntry(dir *os.File) {
 // container and the next pull of the layer.
 const freeBound = 10 * time.Second
 
-// awaitSync waits for the sync of a removed image, whose files are not free as long as they are open. Of a directory a sync opens none.
-func (e *entry) awaitSync() {
+// awaitSyncs waits for what holds the space of a removed layer that is deleted already: a sync of it has files of an image open, and one
+// of the whole file system holds every inode that it found dirty.
+func (s *Store) awaitSyncs(e *entry) {
+	s.mu.Lock()
+	tree := s.treeSync
+	s.mu.Unlock()
 	synced := make(chan struct{})
 	go func() {
 		defer close(synced)
 		e.syncs.Wait()
+		if tree != nil {
+			<-tree
+		}
 	}()
 	select {
 	case <-synced:
 	case <-time.After(freeBound):
 	}
+}
+
+// whileTreeSyncs runs a sync of the file system, which removals wait for. The caller holds s.syncing.
+func (s *Store) whileTreeSyncs(all func() error) error {
+	ended := make(chan struct{})
+	defer close(ended)
+	s.mu.Lock()
+	s.treeSync = ended
+	s.mu.Unlock()
+	return all()
 }
 
 // below names a file of an open directory.
