@@ -45,12 +45,19 @@ func (h *holds) acquire(ctx context.Context, layers []digest.Digest) error {
 }
 
 func (h *holds) acquireOne(ctx context.Context, id digest.Digest) error {
+	return h.between(ctx, id, func() {
+		h.count[id]++
+		delete(h.doomed, id)
+	})
+}
+
+// between calls do with mu held when no removal of the layer is under way.
+func (h *holds) between(ctx context.Context, id digest.Digest, do func()) error {
 	for {
 		h.mu.Lock()
 		busy := h.removing[id]
 		if busy == nil {
-			h.count[id]++
-			delete(h.doomed, id)
+			do()
 			h.mu.Unlock()
 			return nil
 		}
@@ -107,18 +114,40 @@ func (h *holds) remove(layers []digest.Digest) error {
 	return errors.Join(errs...)
 }
 
-// expel removes a layer from the store that has no holders, also if roots are built on it.
-func (h *holds) expel(id digest.Digest) error {
-	done := h.beginRemoval(id)
-	if done == nil {
+// expel removes a layer from the store, also if roots are built on it, when letGo has made its holders let it go. An acquire
+// waits from before letGo on: what finds the layer present would vouch for it again.
+func (h *holds) expel(ctx context.Context, id digest.Digest, letGo func() error) error {
+	done := make(chan struct{})
+	if err := h.between(ctx, id, func() { h.removing[id] = done }); err != nil {
+		return err
+	}
+	err := letGo()
+	if err == nil {
+		err = h.expelUnheld(id)
+	}
+	h.endRemoval(id, done, false)
+	if err != nil {
+		return errors.Join(err, h.remove([]digest.Digest{id})) // which the last holder could not do meanwhile
+	}
+	return nil
+}
+
+// expelUnheld is called with the layer being removed, so that nobody can acquire it.
+func (h *holds) expelUnheld(id digest.Digest) error {
+	h.mu.Lock()
+	held := h.count[id] > 0
+	if !held {
+		delete(h.count, id)
+		delete(h.doomed, id)
+	}
+	h.mu.Unlock()
+	if held {
 		return fmt.Errorf("layer %s: %w", id, layer.ErrInUse)
 	}
-	err := h.store.Expel(id)
-	h.endRemoval(id, done, false)
-	if errors.Is(err, layer.ErrNotFound) { // it went with its last holder
-		return nil
+	if err := h.store.Expel(id); !errors.Is(err, layer.ErrNotFound) { // which is what was wanted
+		return err
 	}
-	return err
+	return nil
 }
 
 // beginRemoval returns nil if the layer is held or being removed.
