@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -76,23 +77,63 @@ func (s *Session) page(ctx context.Context, e *endpoint, address string) (data [
 	if len(data) > MaxManifest {
 		return nil, "", fmt.Errorf("%w: referrers of more than %d bytes", ErrInvalid, MaxManifest)
 	}
-	next, err = nextPage(address, resp.Header.Get("Link"))
+	next, err = nextPage(address, resp.Header)
 	return data, next, err
 }
 
-// nextPage reads a header such as <PATH?QUERY>; rel="next". It must not lead to another host, which is not to get what this one does.
-func nextPage(address, link string) (string, error) {
-	target, rel, found := strings.Cut(strings.TrimPrefix(link, "<"), ">")
-	if !found || !strings.HasPrefix(link, "<") || !strings.Contains(rel, `rel="next"`) && !strings.Contains(rel, "rel=next") {
-		return "", nil
+// nextPage finds the link to the next page. It must not lead to another host, which is not to get what this one does.
+func nextPage(address string, h http.Header) (string, error) {
+	for _, value := range h.Values("Link") {
+		target, found := nextLink(value)
+		if !found {
+			continue
+		}
+		from, err := url.Parse(address)
+		if err != nil {
+			return "", err
+		}
+		to, err := from.Parse(target)
+		if err != nil || !sameOrigin(from, to) {
+			return "", fmt.Errorf("%w: the next page of referrers is at %q", ErrInvalid, printable(target))
+		}
+		return to.String(), nil
 	}
-	from, err := url.Parse(address)
-	if err != nil {
-		return "", err
+	return "", nil
+}
+
+// nextLink is the target of the first link (RFC 8288, 3) whose relations include "next", of as much as is well-formed.
+func nextLink(text string) (target string, found bool) {
+	p := headerText(text)
+	for {
+		p.skip(" \t,")
+		if !p.take('<') {
+			return "", false
+		}
+		target, rest, closed := strings.Cut(string(p), ">")
+		if !closed {
+			return "", false
+		}
+		p = headerText(rest)
+		if slices.ContainsFunc(strings.Fields(p.relations()), func(r string) bool { return strings.EqualFold(r, "next") }) {
+			return target, true
+		}
 	}
-	to, err := from.Parse(target)
-	if err != nil || !sameOrigin(from, to) {
-		return "", fmt.Errorf("%w: the next page of referrers is at %q", ErrInvalid, printable(target))
+}
+
+// relations takes the parameters of a link and returns the first that is named rel; another one does not count.
+func (t *headerText) relations() string {
+	rel, seen := "", false
+	for t.skip(" \t"); t.take(';'); t.skip(" \t") {
+		t.skip(" \t")
+		name := t.word()
+		t.skip(" \t")
+		if !t.take('=') {
+			continue
+		}
+		t.skip(" \t")
+		if value := t.value(); !seen && strings.EqualFold(name, "rel") {
+			rel, seen = value, true
+		}
 	}
-	return to.String(), nil
+	return rel
 }
