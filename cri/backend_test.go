@@ -101,8 +101,14 @@ var busybox = &imageservice.Image{ID: "sha256:abc", RepoTags: []string{"docker.i
 	Size: 7, User: "1000:1000", Config: []byte("{\"os\":\"linux\xff\"}")}
 
 func (b *backend) List() []*imageservice.Image { return []*imageservice.Image{busybox} }
-func (b *backend) Status(ref string) (*imageservice.Image, bool) {
-	return busybox, ref == "busybox" || ref == busybox.ID
+func (b *backend) Find(ref string) (*imageservice.Image, error) {
+	switch ref {
+	case "busybox", busybox.ID:
+		return busybox, nil
+	case "a":
+		return nil, fmt.Errorf("%w: a: ambiguous", imageservice.ErrInvalidReference)
+	}
+	return nil, fmt.Errorf("%w: %s", imageservice.ErrNotFound, ref)
 }
 func (b *backend) Remove(_ context.Context, ref string) error { return b.call("Remove %s", ref) }
 func (b *backend) Usage() imageservice.Usage {

@@ -39,7 +39,7 @@ type ContainerService interface {
 type ImageService interface {
 	Pull(context.Context, imageservice.PullRequest) (id string, err error)
 	List() []*imageservice.Image
-	Status(ref string) (*imageservice.Image, bool) // by id, short id, tag, digest or unqualified name
+	Find(ref string) (*imageservice.Image, error) // by id, short id, tag, digest or unqualified name
 	Remove(ctx context.Context, ref string) error
 	Usage() imageservice.Usage
 }

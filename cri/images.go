@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -20,17 +21,20 @@ func (h *imageHandlers) PullImage(ctx context.Context, r *runtimev1.PullImageReq
 	return &runtimev1.PullImageResponse{ImageRef: id}, err
 }
 
-// ImageStatus answers without an image where there is none.
+// ImageStatus answers without an image where there is none. The beginning of several ids is an error, since clients pull what is said to
+// be absent.
 func (h *imageHandlers) ImageStatus(_ context.Context, r *runtimev1.ImageStatusRequest) (*runtimev1.ImageStatusResponse, error) {
 	if err := validateImage(r.GetImage(), h.handlers()); err != nil {
 		return nil, err
 	}
-	img, ok := h.serving().Images.Status(r.GetImage().GetImage())
-	if !ok {
+	img, err := h.serving().Images.Find(r.GetImage().GetImage())
+	if errors.Is(err, imageservice.ErrNotFound) {
 		return &runtimev1.ImageStatusResponse{}, nil
 	}
+	if err != nil {
+		return nil, err
+	}
 	response := &runtimev1.ImageStatusResponse{Image: image(img)}
-	var err error
 	if r.GetVerbose() {
 		response.Info, err = inspectImage(img)
 	}

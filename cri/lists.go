@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"slices"
 
@@ -61,26 +62,38 @@ func (s *Server) containers(f *runtimev1.ContainerFilter) ([]*sandbox.ContainerS
 }
 
 func (h *imageHandlers) ListImages(_ context.Context, r *runtimev1.ListImagesRequest) (*runtimev1.ListImagesResponse, error) {
-	return &runtimev1.ListImagesResponse{Images: slices.Collect(translated(h.images(r.GetFilter()), image))}, nil
+	images, err := h.images(r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimev1.ListImagesResponse{Images: slices.Collect(translated(images, image))}, nil
 }
 
 func (h *imageHandlers) StreamImages(r *runtimev1.StreamImagesRequest, stream grpc.ServerStreamingServer[runtimev1.StreamImagesResponse]) error {
-	return sendBatches(translated(h.images(r.GetFilter()), image), func(batch []*runtimev1.Image) error {
+	images, err := h.images(r.GetFilter())
+	if err != nil {
+		return err
+	}
+	return sendBatches(translated(images, image), func(batch []*runtimev1.Image) error {
 		return stream.Send(&runtimev1.StreamImagesResponse{Images: batch})
 	})
 }
 
 // images are all, or the one that f names.
-func (s *Server) images(f *runtimev1.ImageFilter) []*imageservice.Image {
+func (s *Server) images(f *runtimev1.ImageFilter) ([]*imageservice.Image, error) {
 	images := s.serving().Images
 	ref := f.GetImage().GetImage()
 	if ref == "" {
-		return images.List()
+		return images.List(), nil
 	}
-	if img, ok := images.Status(ref); ok {
-		return []*imageservice.Image{img}
+	img, err := images.Find(ref)
+	if errors.Is(err, imageservice.ErrNotFound) {
+		return nil, nil
 	}
-	return nil
+	if err != nil {
+		return nil, err
+	}
+	return []*imageservice.Image{img}, nil
 }
 
 // translated gives all in terms of CRI, one at a time.

@@ -282,6 +282,19 @@ func TestImages(t *testing.T) {
 			t.Errorf("ImageStatus of %s: got %v, %v", ref, st, err)
 		}
 	}
+	several := &runtimev1.ImageSpec{Image: "a"}
+	filter := &runtimev1.ImageFilter{Image: several}
+	_, err = c.images.ImageStatus(ctx, &runtimev1.ImageStatusRequest{Image: several})
+	_, listErr := c.images.ListImages(ctx, &runtimev1.ListImagesRequest{Filter: filter})
+	stream, streamErr := c.images.StreamImages(ctx, &runtimev1.StreamImagesRequest{Filter: filter})
+	if streamErr == nil {
+		_, streamErr = stream.Recv()
+	}
+	for _, err := range []error{err, listErr, streamErr} {
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "ambiguous") {
+			t.Errorf("the beginning of several ids: %v", err)
+		}
+	}
 	fs, err := c.images.ImageFsInfo(ctx, &runtimev1.ImageFsInfoRequest{})
 	if u := fs.GetImageFilesystems(); err != nil || len(u) != 1 || u[0].GetFsId().GetMountpoint() != "/var/lib/criserver" || u[0].GetUsedBytes().GetValue() != 5 || u[0].GetInodesUsed().GetValue() != 6 || u[0].GetTimestamp() <= 0 {
 		t.Errorf("ImageFsInfo: got %v, %v", fs, err)

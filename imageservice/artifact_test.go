@@ -72,8 +72,8 @@ func TestArtifact(t *testing.T) {
 	check := func() {
 		t.Helper()
 		for _, name := range []string{ref, img.Desc.Digest.String(), img.Desc.Digest.Encoded()[:12], want.RepoDigests[0]} {
-			got, ok := n.Status(name)
-			if !ok || got.Size < 800000 {
+			got, err := n.Find(name)
+			if err != nil || got.Size < 800000 {
 				t.Fatalf("status of %s: %+v", name, got)
 			}
 			want.Size = got.Size
@@ -158,7 +158,7 @@ func TestIsArtifact(t *testing.T) {
 	} {
 		reg.PushImage(t, "artifact", "v1", row.img)
 		id := n.pull(t, reg.Addr+"/artifact:v1")
-		if got, _ := n.Status(id); got.ArtifactType != row.kind || id != row.img.Desc.Digest.String() {
+		if got, _ := n.Find(id); got.ArtifactType != row.kind || id != row.img.Desc.Digest.String() {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}

@@ -292,7 +292,8 @@ func (c *crashedImages) inspect(t *testing.T, n *node, s crash.State, withKept b
 			return err
 		}
 	}
-	_, there := n.Status(c.cutRef)
+	_, err := n.Find(c.cutRef)
+	there := err == nil
 	promised := s.Step.Has(markDurable) || s.Step.Has(markPulled) && !s.PowerLoss
 	switch {
 	case promised && !s.Step.Has(markRemoving) && !there:

@@ -178,9 +178,9 @@ func TestRemovedSpaceIsFreeOnReturn(t *testing.T) {
 	n := nodeAt(t, dir)
 	before := free(t, dir)
 	n.pull(t, reg.Addr+"/app:v1")
-	got, ok := n.Status(string(img.ID))
+	got, err := n.Find(string(img.ID))
 	used := before - free(t, dir)
-	if !ok || used < 6<<20 || got.Size < 6<<20 || n.Usage().Bytes > used {
+	if err != nil || used < 6<<20 || got.Size < 6<<20 || n.Usage().Bytes > used {
 		t.Errorf("%d bytes used, image says %+v, usage %+v", used, got, n.Usage())
 	}
 	if err := n.Remove(t.Context(), string(img.ID)); err != nil {

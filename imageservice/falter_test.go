@@ -126,7 +126,7 @@ func TestInvalidReferences(t *testing.T) {
 		if _, err := n.Pull(t.Context(), PullRequest{Ref: ref}); !errors.Is(err, ErrInvalidReference) {
 			t.Errorf("pull %q: %v", ref, err)
 		}
-		if _, ok := n.Status(ref); ok {
+		if _, err := n.Find(ref); err == nil {
 			t.Errorf("%q is there", ref)
 		}
 		if err := n.Remove(t.Context(), ref); err != nil {

@@ -48,16 +48,8 @@ func (s *Service) List() []*Image {
 	return list
 }
 
-// Status finds an image by id, unambiguous beginning of an id, tag, digest or unqualified name.
-func (s *Service) Status(ref string) (*Image, bool) {
-	img := find(s.db.Snapshot(), ref)
-	if img == nil {
-		return nil, false
-	}
-	return s.image(img), true
-}
-
-// Find is Status with an error: ErrNotFound, or ErrInvalidReference if ref is the beginning of several ids.
+// Find finds an image by id, beginning of an id, tag, digest or unqualified name. The error is ErrNotFound, or ErrInvalidReference if
+// ref is the beginning of several ids.
 func (s *Service) Find(ref string) (*Image, error) {
 	img, err := s.present(ref)
 	if err != nil {

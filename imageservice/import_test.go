@@ -187,8 +187,8 @@ func TestImportForms(t *testing.T) {
 					t.Errorf("%d of %d bytes are said to be done", now.Done, now.Total)
 				}
 			}
-			got, ok := n.Status("app:1")
-			if !ok || !slices.Equal(got.RepoTags, names) || !slices.Equal(got.RepoDigests, row.digests) || !bytes.Equal(got.Config, img.Config) {
+			got, err := n.Find("app:1")
+			if err != nil || !slices.Equal(got.RepoTags, names) || !slices.Equal(got.RepoDigests, row.digests) || !bytes.Equal(got.Config, img.Config) {
 				t.Errorf("%+v", got)
 			}
 			if err := n.Remove(t.Context(), "app:1"); err != nil {
@@ -347,7 +347,7 @@ func TestExportRoundTrip(t *testing.T) {
 		if list, err := n.imported(t, from, ImportRequest{}); err != nil || list[0].ID != img.ID.String() {
 			t.Fatalf("%+v, %v", list, err)
 		}
-		if got, _ := n.Status("example.com/app:2"); got == nil || !slices.Equal(got.RepoDigests, []string{"example.com/app@" + img.Desc.Digest.String()}) {
+		if got, _ := n.Find("example.com/app:2"); got == nil || !slices.Equal(got.RepoDigests, []string{"example.com/app@" + img.Desc.Digest.String()}) {
 			t.Errorf("%+v", got)
 		}
 		var b bytes.Buffer

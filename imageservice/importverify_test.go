@@ -108,7 +108,7 @@ func TestImportVerificationOfPresentImages(t *testing.T) {
 	if _, err := n.imported(t, data, ImportRequest{}); !errors.Is(err, trust.ErrRefused) || !strings.Contains(err.Error(), `image verifier check: exit status 1: "example.com/new:1`) {
 		t.Errorf("verifiers: %v", err)
 	}
-	if got, _ := n.Status("example.com/old:1"); got == nil || len(got.RepoTags) != 1 {
+	if got, _ := n.Find("example.com/old:1"); got == nil || len(got.RepoTags) != 1 {
 		t.Errorf("the present image is %+v", got)
 	}
 }
@@ -130,7 +130,7 @@ func TestPreloadVerification(t *testing.T) {
 		if text := log.take(); !strings.Contains(text, "a.tar") || !strings.Contains(text, "as example.com/bad:1: ") || !strings.Contains(text, "default: requirement 1, reject") {
 			t.Errorf("log has %s", text)
 		}
-		if got, _ := n.Status("example.com/good:1"); got == nil || len(got.RepoTags) != 1 {
+		if got, _ := n.Find("example.com/good:1"); got == nil || len(got.RepoTags) != 1 {
 			t.Errorf("the image is %+v", got)
 		}
 	}

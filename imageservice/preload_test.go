@@ -52,7 +52,7 @@ func TestPreload(t *testing.T) {
 	}
 	n.Preload(t.Context(), from)
 	for ref, id := range map[string]string{"example.com/pre:1": img.ID.String(), "second:2": second.ID.String()} {
-		if got, ok := n.Status(ref); !ok || got.ID != id {
+		if got, err := n.Find(ref); err != nil || got.ID != id {
 			t.Errorf("%s is %+v", ref, got)
 		}
 	}
@@ -97,7 +97,7 @@ func TestPreloadReadsAChangedLayoutAgain(t *testing.T) {
 	write([]ocispec.Descriptor{named(first.Desc, "first:1", ""), named(second.Desc, "second:1", "")})
 	n.Preload(t.Context(), from)
 	for _, name := range []string{"first:1", "second:1"} {
-		if _, ok := n.Status(name); !ok {
+		if _, err := n.Find(name); err != nil {
 			t.Errorf("%s is not there", name)
 		}
 	}

@@ -65,8 +65,8 @@ func TestShortIDs(t *testing.T) {
 	n.pull(t, reg.Addr+"/x:b")
 	common := a.ID.Encoded()[:1]
 	for _, prefix := range []string{"", "sha256:"} {
-		if _, ok := n.Status(prefix + common); ok {
-			t.Errorf("%s is one of two", prefix+common)
+		if _, err := n.Find(prefix + common); !errors.Is(err, ErrInvalidReference) || !strings.Contains(err.Error(), "ambiguous") {
+			t.Errorf("%s is one of two: %v", prefix+common, err)
 		}
 		if err := n.Remove(t.Context(), prefix+common); !errors.Is(err, ErrInvalidReference) || !strings.Contains(err.Error(), "ambiguous") {
 			t.Errorf("remove %s: %v", prefix+common, err)
@@ -74,15 +74,15 @@ func TestShortIDs(t *testing.T) {
 		for _, img := range []*registry.Image{a, b} {
 			for _, length := range []int{12, 63, 64} {
 				ref := prefix + img.ID.Encoded()[:length]
-				if got, ok := n.Status(ref); !ok || got.ID != img.ID.String() {
+				if got, err := n.Find(ref); err != nil || got.ID != img.ID.String() {
 					t.Errorf("%s is %+v", ref, got)
 				}
 			}
 		}
 	}
 	for _, ref := range []string{"sha256:", "sha512:" + a.ID.Encoded(), "sha256:" + strings.ToUpper(a.ID.Encoded()), a.ID.Encoded() + "0", "sha256"} {
-		if _, ok := n.Status(ref); ok {
-			t.Errorf("%q is there", ref)
+		if _, err := n.Find(ref); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: %v", ref, err)
 		}
 		if err := n.Remove(t.Context(), ref); err != nil {
 			t.Errorf("remove %q: %v", ref, err)
@@ -94,7 +94,7 @@ func TestShortIDs(t *testing.T) {
 	if err := n.Remove(t.Context(), b.ID.Encoded()[:12]); err != nil {
 		t.Error(err)
 	}
-	if got, ok := n.Status(common); !ok || got.ID != a.ID.String() {
+	if got, err := n.Find(common); err != nil || got.ID != a.ID.String() {
 		t.Errorf("%s is %+v, of one image", common, got)
 	}
 }
@@ -108,7 +108,7 @@ func TestImageOfSeveralRegistries(t *testing.T) {
 	n := newNode(t)
 	n.pull(t, one.Addr+"/x:v1")
 	n.pull(t, two.Addr+"/y:v2")
-	got, _ := n.Status(img.ID.String())
+	got, _ := n.Find(img.ID.String())
 	tags := []string{one.Addr + "/x:v1", two.Addr + "/y:v2"}
 	digests := []string{one.Addr + "/x@" + img.Desc.Digest.String(), two.Addr + "/y@" + img.Desc.Digest.String()}
 	slices.Sort(tags)

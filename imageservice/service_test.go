@@ -165,9 +165,9 @@ func TestPullListStatusRemove(t *testing.T) {
 			for _, ref := range []string{
 				repo, repo + ":v1", repo + "@" + img.Desc.Digest.String(), string(img.ID), img.ID.Encoded(), img.ID.Encoded()[:12], string(img.ID)[:20],
 			} {
-				got, ok := n.Status(ref)
-				if !ok {
-					t.Fatalf("%s is not there", ref)
+				got, err := n.Find(ref)
+				if err != nil {
+					t.Fatal(err)
 				}
 				if got.Size < uint64(len(img.Config)) {
 					t.Errorf("size %d", got.Size)
@@ -189,7 +189,7 @@ func TestPullListStatusRemove(t *testing.T) {
 				}
 				n.mustBeEmpty(t)
 			}
-			if _, ok := n.Status(repo); ok {
+			if _, err := n.Find(repo); err == nil {
 				t.Error("still there")
 			}
 		})
@@ -202,8 +202,8 @@ func TestPullByDigestHasNoTag(t *testing.T) {
 	reg.PushImage(t, "hello", "v1", img)
 	n := newNode(t)
 	n.pull(t, reg.Addr+"/hello:ignored@"+img.Desc.Digest.String())
-	got, ok := n.Status(string(img.ID))
-	if !ok || len(got.RepoTags) != 0 || !slices.Equal(got.RepoDigests, []string{reg.Addr + "/hello@" + img.Desc.Digest.String()}) {
+	got, err := n.Find(string(img.ID))
+	if err != nil || len(got.RepoTags) != 0 || !slices.Equal(got.RepoDigests, []string{reg.Addr + "/hello@" + img.Desc.Digest.String()}) {
 		t.Errorf("%+v", got)
 	}
 }
@@ -223,7 +223,7 @@ func TestIndexesAndDockerTypes(t *testing.T) {
 		if id := n.pull(t, reg.Addr+"/multi:v1"); id != string(native.ID) {
 			t.Errorf("pulled %s, want %s", id, native.ID)
 		}
-		got, _ := n.Status(string(native.ID))
+		got, _ := n.Find(string(native.ID))
 		if diff := cmp.Diff([]string{reg.Addr + "/multi@" + top.String()}, got.RepoDigests); diff != "" {
 			t.Error(diff)
 		}
@@ -417,8 +417,8 @@ func TestSharedLayersAndMovedTags(t *testing.T) {
 	if id := n.pull(t, ref); id != string(b.ID) {
 		t.Errorf("pulled %s, want %s", id, b.ID)
 	}
-	old, ok := n.Status(string(a.ID))
-	if !ok || len(old.RepoTags) != 0 || len(old.RepoDigests) != 1 {
+	old, err := n.Find(string(a.ID))
+	if err != nil || len(old.RepoTags) != 0 || len(old.RepoDigests) != 1 {
 		t.Errorf("the image that lost its tag: %+v", old)
 	}
 	if got := len(n.store.List()); got != 5 {
@@ -447,14 +447,14 @@ func TestPinned(t *testing.T) {
 		reg.PushImage(t, "hello", tag, img)
 		n := newNode(t, func(c *Config) { c.Pinned = []string{reg.Addr + "/hello:exact", reg.Addr + "/hello:wild*", "busybox"} })
 		n.pull(t, reg.Addr+"/hello:"+tag)
-		if got, _ := n.Status(string(img.ID)); got == nil || !got.Pinned {
+		if got, _ := n.Find(string(img.ID)); got == nil || !got.Pinned {
 			t.Errorf("%s: %+v", tag, got)
 		}
 	}
 	reg.PushImage(t, "hello", "other", img)
 	n := newNode(t, func(c *Config) { c.Pinned = []string{reg.Addr + "/hello:exact"} })
 	n.pull(t, reg.Addr+"/hello:other")
-	if got, _ := n.Status(string(img.ID)); got == nil || got.Pinned {
+	if got, _ := n.Find(string(img.ID)); got == nil || got.Pinned {
 		t.Errorf("%+v", got)
 	}
 	if err := n.SetPinned([]string{"UPPER"}); !errors.Is(err, ErrInvalidReference) {
@@ -463,7 +463,7 @@ func TestPinned(t *testing.T) {
 	if err := n.SetPinned([]string{reg.Addr + "/hello:*"}); err != nil {
 		t.Error(err)
 	}
-	if got, _ := n.Status(string(img.ID)); got == nil || !got.Pinned {
+	if got, _ := n.Find(string(img.ID)); got == nil || !got.Pinned {
 		t.Errorf("pinned meanwhile, but: %v", got)
 	}
 	if _, err := New(Config{Dir: t.TempDir(), Pinned: []string{"UPPER"}}); !errors.Is(err, ErrInvalidReference) {

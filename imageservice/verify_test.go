@@ -86,7 +86,7 @@ func TestVerification(t *testing.T) {
 	}
 	n.SetVerification(policyOf(t, reg.Addr, sigstoreSigned(t, theirs, "")+`,{"type":"reject"}`))
 	refused("present, under another policy", "requirement 2, reject")
-	if _, ok := n.Status(ref); !ok {
+	if _, err := n.Find(ref); err != nil {
 		t.Error("what is present is gone")
 	}
 	n.SetVerification(Verification{})

@@ -34,7 +34,7 @@ func TestVerifyLayerOfRemovedImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, _ := n.Status(list[0].ID)
+	got, _ := n.Find(list[0].ID)
 	verified := make(chan error, 1)
 	go func() { verified <- n.VerifyLayer(t.Context(), got.DiffIDs[0]) }()
 	<-slow.began

@@ -41,7 +41,7 @@ func TestExportKeepsTheDigestOfAnIndex(t *testing.T) {
 		if list, err := n.imported(t, from, ImportRequest{}); err != nil || list[0].ID != ours.ID.String() || !slices.Equal(list[0].RepoDigests, want) {
 			t.Fatalf("%+v, %v", list, err)
 		}
-		if got, ok := n.Status(want[0]); !ok || !slices.Equal(got.RepoDigests, want) {
+		if got, err := n.Find(want[0]); err != nil || !slices.Equal(got.RepoDigests, want) {
 			t.Errorf("by the digest of the index it is %+v", got)
 		}
 		from = n.exported(t, "example.com/app:1")
@@ -113,7 +113,7 @@ func TestExportOfArtifacts(t *testing.T) {
 	n := newNode(t, impatient)
 	ref := l.Listener.Addr().String() + "/models/llm:v1"
 	id := n.pull(t, ref)
-	before, _ := n.Status(id)
+	before, _ := n.Find(id)
 	first := n.exported(t, ref)
 	other := newNode(t)
 	p := &Progress{}
@@ -124,7 +124,7 @@ func TestExportOfArtifacts(t *testing.T) {
 	if now := p.Now(); now.Done != now.Total || now.Total < int64(len(big)) {
 		t.Errorf("progress is %+v", now)
 	}
-	after, _ := other.Status(ref)
+	after, _ := other.Find(ref)
 	if !slices.Equal(after.RepoTags, before.RepoTags) || !slices.Equal(after.RepoDigests, before.RepoDigests) || !slices.Equal(after.DiffIDs, before.DiffIDs) {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
