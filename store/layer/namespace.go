@@ -145,5 +145,8 @@ func (n *namespace) detach(name string) error {
 	if err := unix.Unmount(name, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}
-	return unix.Rmdir(name)
+	if err := unix.Rmdir(name); err != nil {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	return nil
 }

@@ -114,6 +114,9 @@ func (s *Store) overlayInNS(id string, lowers []*lowerMount, footing string, o R
 		for _, name := range attached {
 			err = errors.Join(err, s.ns.detach(name))
 		}
+		if err != nil && root != nil {
+			root, err = nil, errors.Join(err, root.Close())
+		}
 	}()
 	attach := func(clone *os.File) error {
 		name, err := s.ns.attach(clone)
