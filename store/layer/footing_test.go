@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -238,5 +239,55 @@ func TestFootingsGo(t *testing.T) {
 	c.BootID = "another"
 	if have := footingsThere(t, open(t, c)); len(have) > 0 {
 		t.Errorf("after a reboot there are %v", have)
+	}
+}
+
+// A footing that cannot be moved into trash, as a full disk may refuse, is deleted where it lies. No root stands on what is left of it,
+// and none takes its place before it is gone.
+func TestFootingDeletedInPlace(t *testing.T) {
+	s := open(t, Config{Root: t.TempDir()})
+	layers := []digest.Digest{add(t, s, tartest.Archive(t, tar.Header{Name: "a", Size: 1}))}
+	name := footed(t, s, layers, "first", "/x")
+	if err := s.RemoveRoot("first"); err != nil {
+		t.Fatal(err)
+	}
+	s.cleanup.Wait()
+	if err := errors.Join(os.Remove(s.path("trash")), os.WriteFile(s.path("trash"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for range maxDeleting { // nothing is deleted yet
+		s.deleting <- struct{}{}
+	}
+	s.dropFootings()
+	old, err := os.Stat(s.path(footingsDir, name))
+	if err != nil {
+		t.Fatal("it was not to be moved: ", err)
+	}
+	for _, id := range []string{"second", "third"} {
+		root, err := s.Root(ctx, id, layers, RootOptions{MountPoints: []MountPoint{{"/x", false}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		root.Close()
+		if on := s.footings.of[id]; on != "" {
+			t.Errorf("the root of %s stands on %s, which is being deleted", id, on)
+		}
+	}
+	for making := 1; making > 0; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		making = len(s.footings.making)
+		s.mu.Unlock()
+	}
+	if now, err := os.Stat(s.path(footingsDir, name)); err != nil || !os.SameFile(old, now) {
+		t.Errorf("another is in its place: %v", err)
+	}
+	for range maxDeleting {
+		<-s.deleting
+	}
+	if left := footingsThere(t, s); len(left) > 0 {
+		t.Errorf("%v are left", left)
+	}
+	if again := footed(t, s, layers, "fourth", "/x"); again != name {
+		t.Errorf("the same mount points got %s, want %s", again, name)
 	}
 }
