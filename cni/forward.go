@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/criserver/criserver/command"
 )
 
 // Some hosts drop what is forwarded between devices unless a rule of iptables accepts it; Docker sets them up so. There
@@ -88,11 +90,16 @@ func forwardRules(bridge string) [][]string {
 const iptablesBound = 20 * time.Second
 
 func iptables(ctx context.Context, tool string, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, tool, append([]string{"-w", "10"}, args...)...).CombinedOutput()
+	path, err := exec.LookPath(tool)
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", tool, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+		return "", err
 	}
-	return string(out), nil
+	output := command.Output{Max: maxStderr}
+	c := command.Command{Path: path, Args: append([]string{tool, "-w", "10"}, args...), Stdout: &output, Stderr: &output}
+	if err := c.Run(ctx); err != nil {
+		return "", fmt.Errorf("%s %s: %w%s", tool, strings.Join(args, " "), err, complaint(&output))
+	}
+	return string(output.Bytes()), nil
 }
 
 // dropsByDefault looks for the policy in a chain's attributes.

@@ -1,9 +1,11 @@
 package cni
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -199,5 +201,19 @@ func TestHostKeepsItsRouters(t *testing.T) {
 		if string(forwards) != "1\n" || string(got) != tc.want || err != nil {
 			t.Errorf("accept_ra %s became %q (forwarding %q), %v; want %q", tc.was, got, forwards, err, tc.want)
 		}
+	}
+}
+
+// A tool that writes much and leaves a process behind neither fills an error nor holds up.
+func TestIPTablesFails(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "iptables-odd"), []byte("#!/bin/sh\nsleep 1000 &\nhead -c 1000000 /dev/zero | tr '\\0' x\nexit 3\n"), 0o700))
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	_, err := iptables(t.Context(), "iptables-odd", "-S")
+	if err == nil || !strings.Contains(err.Error(), "iptables-odd -S: exit status 3") || len(err.Error()) > 2*maxStderr {
+		t.Errorf("%.100v", err)
+	}
+	if _, err := iptables(t.Context(), "iptables-absent", "-S"); !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("a tool that is not there: %v", err)
 	}
 }

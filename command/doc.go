@@ -1,4 +1,5 @@
-// Package command runs programs of the operator within bounds: CNI plugins, OCI hooks, credential helpers, image verifiers.
+// Package command runs programs of the operator and of the host within bounds: CNI plugins, OCI hooks, credential helpers, image
+// verifiers, iptables, apparmor_parser.
 //
 // It owns one run: the process group that is killed as a whole when ctx ends, output that is bounded and read no longer than
 // Linger past the end of the program, whoever holds it open. Time limits are the caller's, as a context whose cause is the error.

@@ -7,9 +7,16 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
+
+	"github.com/criserver/criserver/command"
+)
+
+const (
+	maxOutput = 4 << 10     // bytes of what the parser writes that are told
+	loadBound = time.Minute // criserver does not serve before; a profile is compiled within a second
 )
 
 // ErrNoParser says that there is no apparmor_parser, so that nothing can be loaded.
@@ -95,10 +102,13 @@ func (h *Host) load(ctx context.Context, text []byte) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, parser, "--base="+h.base, "--replace", "--skip-cache", "--quiet")
-	cmd.Stdin = bytes.NewReader(text)
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", filepath.Base(parser), err, bytes.TrimSpace(output))
+	ctx, cancel := context.WithTimeoutCause(ctx, loadBound, fmt.Errorf("killed, it has not ended in %s", loadBound))
+	defer cancel()
+	output := command.Output{Max: maxOutput}
+	c := command.Command{Path: parser, Args: []string{parser, "--base=" + h.base, "--replace", "--skip-cache", "--quiet"},
+		Stdin: bytes.NewReader(text), Stdout: &output, Stderr: &output}
+	if err := c.Run(ctx); err != nil {
+		return fmt.Errorf("%s: %w: %s", filepath.Base(parser), err, output.Excerpt(maxOutput))
 	}
 	return nil
 }

@@ -100,6 +100,10 @@ func TestLoadDefault(t *testing.T) {
 	if err := h.LoadDefault(t.Context(), loaded); err == nil || !strings.Contains(err.Error(), "syntax error") {
 		t.Errorf("a parser that fails: %v", err)
 	}
+	write(t, h.parsers[1], "#!/bin/sh\nsleep 1000 &\nhead -c 1000000 /dev/zero | tr '\\0' x\nexit 3\n", 0o700)
+	if err := h.LoadDefault(t.Context(), loaded); err == nil || !strings.Contains(err.Error(), "exit status 3: xxx") || len(err.Error()) > 2*maxOutput {
+		t.Errorf("a parser that writes much and leaves a process behind: %.100v", err)
+	}
 	h.parsers = h.parsers[:1]
 	if err := h.LoadDefault(t.Context(), loaded); !errors.Is(err, ErrNoParser) {
 		t.Errorf("no parser: %v", err)
