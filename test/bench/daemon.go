@@ -36,6 +36,9 @@ type daemon struct {
 // peerOther is another build of criserver.
 const peerOther = "other"
 
+// ownNetwork is criserver without a configuration of the network: its pods get the network that it brings.
+const ownNetwork = "criserver-embedded"
+
 // daemonBound is how long a daemon may take to start or to stop.
 const daemonBound = 30 * time.Second
 
@@ -45,7 +48,7 @@ func (b *bench) daemons(ctx context.Context) ([]*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	first, err := b.startCriserver(ctx, ours, b.criserver, m)
+	first, err := b.startCriserver(ctx, ours, b.criserver, "cni", m)
 	if err != nil {
 		return nil, err
 	}
@@ -75,14 +78,23 @@ func (b *bench) peerDaemons() []peerDaemon {
 	var peers []peerDaemon
 	if b.beside != "" {
 		peers = append(peers, peerDaemon{peerOther, b.beside, func(ctx context.Context, m *image) (*daemon, error) {
-			return b.startCriserver(ctx, peerOther, b.beside, m)
+			return b.startCriserver(ctx, peerOther, b.beside, "cni", m)
 		}})
 	}
 	return append(peers, peerDaemon{peerContainerd, b.containerd, b.startContainerd}, peerDaemon{peerCRIO, b.crio, b.startCRIO})
 }
 
-// startCriserver starts ours and lets it pull the image.
-func (b *bench) startCriserver(ctx context.Context, name, path string, m *image) (*daemon, error) {
+// startOwnNetwork starts another criserver of ours, for the network that it brings.
+func (b *bench) startOwnNetwork(ctx context.Context) (*daemon, error) {
+	m, err := busyboxImage()
+	if err != nil {
+		return nil, err
+	}
+	return b.startCriserver(ctx, ownNetwork, b.criserver, "no-cni", m)
+}
+
+// startCriserver starts ours, or another build of it, and lets it pull the image. networks is the folder with its networks.
+func (b *bench) startCriserver(ctx context.Context, name, path, networks string, m *image) (*daemon, error) {
 	ref, err := m.serve(b)
 	if err != nil {
 		return nil, err
@@ -92,7 +104,7 @@ func (b *bench) startCriserver(ctx context.Context, name, path string, m *image)
 		return nil, err
 	}
 	args := []string{"serve", "--address", "unix://" + d.path("sock"), "--root", d.path("root"), "--state", d.path("state"),
-		"--cni-conf-dir", d.path("cni"), "--cni-bin-dir", b.plugins}
+		"--cni-conf-dir", d.path(networks), "--cni-bin-dir", b.plugins}
 	if err := b.startDaemon(ctx, d, exec.Command(path, args...)); err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@
 // images of many layers with one; pull fetches an image of many small files from docker-registry beside inflating and hashing it,
 // and looks at memory and disk; cri, bridge, sync, lists, stats, memory and a half of logs drive bin/criserver beside containerd
 // (1 or 2, with the runc that is named) and CRI-O (with conmon and crun) over their sockets. With a bridge, all daemons run the same
-// CNI plugins, and these are measured alone, too. What a kubelet makes before it asks a runtime, the cgroups of pods, is made by the
+// CNI plugins, and these are measured alone, too; criserver-embedded is one more criserver, with the network that it brings. What a kubelet makes before it asks a runtime, the cgroups of pods, is made by the
 // bench. Times are p10, which other work disturbs least, p50 and p99, back to back and one every 100 ms: a loop hides the
 // kernel's grace periods.
 //

@@ -221,7 +221,7 @@ func measureManyLayers(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	d, err := b.startCriserver(ctx, ours, b.criserver, one)
+	d, err := b.startCriserver(ctx, ours, b.criserver, "cni", one)
 	if err != nil {
 		return err
 	}

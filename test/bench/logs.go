@@ -82,7 +82,7 @@ func (b *bench) logsOverCRI(ctx context.Context, dir string, repeat int) error {
 		}
 	}
 	t.print()
-	b.compareRates("stdout into the log file, best of three", "MB/s", rates, logTarget)
+	b.compareRates(ours, "stdout into the log file, best of three", "MB/s", rates, logTarget)
 	return nil
 }
 

@@ -32,7 +32,12 @@ func (b *bench) compare(figure string, ours, theirs *series, target float64) {
 
 // compareDaemons adds the ratio of ours to the better peer's, by the medians of one lap; without a peer it adds nothing.
 func (b *bench) compareDaemons(figure string, r results, lap string, target float64) {
-	own, best := r.find(ours, lap), (*series)(nil)
+	b.compareWith(ours, figure, r, lap, target)
+}
+
+// compareWith does that for another criserver, which is named where it is not the usual one.
+func (b *bench) compareWith(name, figure string, r results, lap string, target float64) {
+	own, best := r.find(name, lap), (*series)(nil)
 	for _, p := range b.peerDaemons() {
 		if s := r.find(p.name, lap); s != nil && (best == nil || s.percentile(0.5) < best.percentile(0.5)) {
 			best = s
@@ -42,21 +47,30 @@ func (b *bench) compareDaemons(figure string, r results, lap string, target floa
 		return
 	}
 	o, t := own.percentile(0.5), best.percentile(0.5)
-	b.ratio("CRI: "+figure, ms(o)+" ms", ms(t)+" ms, "+best.contender, float64(o)/float64(t), target)
+	b.ratio("CRI: "+figure+qualified(name), ms(o)+" ms", ms(t)+" ms, "+best.contender, float64(o)/float64(t), target)
 }
 
-// compareRates adds the ratio of the better peer's rate to ours: the target is how much less time we may take.
-func (b *bench) compareRates(figure, unit string, rates map[string]float64, target float64) {
+// qualified says which criserver a figure is of.
+func qualified(name string) string {
+	if name == ours {
+		return ""
+	}
+	return ", " + name
+}
+
+// compareRates adds the ratio of the better peer's rate to that of name, which is a criserver: the target is how much less time
+// it may take.
+func (b *bench) compareRates(name, figure, unit string, rates map[string]float64, target float64) {
 	best := ""
 	for _, p := range b.peerDaemons() {
 		if rates[p.name] > rates[best] {
 			best = p.name
 		}
 	}
-	if best == "" || rates[ours] == 0 {
+	if best == "" || rates[name] == 0 {
 		return
 	}
-	b.ratio("CRI: "+figure, fmt.Sprintf("%.3g %s", rates[ours], unit), fmt.Sprintf("%.3g %s, %s", rates[best], unit, best), rates[best]/rates[ours], target)
+	b.ratio("CRI: "+figure+qualified(name), fmt.Sprintf("%.3g %s", rates[name], unit), fmt.Sprintf("%.3g %s, %s", rates[best], unit, best), rates[best]/rates[name], target)
 }
 
 func (b *bench) printRatios() {

@@ -79,7 +79,7 @@ func (b *bench) execRates(ctx context.Context, all []*daemon, pods map[string]*p
 			rates[c.name] = float64(n) / time.Since(began).Seconds()
 			rows[i] = append(rows[i], fmt.Sprintf("%.0f", rates[c.name]))
 		}
-		b.compareRates(fmt.Sprintf("ExecSync of true, %d in parallel", workers), "a second", rates, syncTarget)
+		b.compareRates(ours, fmt.Sprintf("ExecSync of true, %d in parallel", workers), "a second", rates, syncTarget)
 	}
 	for i, c := range everybody {
 		t.add(append([]string{c.name}, rows[i]...)...)
