@@ -46,8 +46,8 @@ func CopyUp(ctx context.Context, root *os.File, src, dst string) error {
 type copying struct {
 	from, to *os.Root
 	linked   map[inode]string // files with several names: the name of the copy
-	names    [xattrMax]byte   // room for extended attributes
-	value    [xattrMax]byte
+	names    []byte           // room for extended attributes, made for the first file that has any
+	value    []byte
 }
 
 type inode struct{ dev, ino uint64 }
@@ -157,7 +157,7 @@ func (c *copying) copyXattrs(name string) error {
 		if attr == labelXattr {
 			continue
 		}
-		n, err := unix.Fgetxattr(int(from.Fd()), attr, c.value[:])
+		n, err := unix.Fgetxattr(int(from.Fd()), attr, c.value)
 		if err == nil {
 			err = unix.Fsetxattr(int(to.Fd()), attr, c.value[:n], 0)
 		}
@@ -170,7 +170,13 @@ func (c *copying) copyXattrs(name string) error {
 
 // xattrs lists the extended attributes of a file; a file system without any has none.
 func (c *copying) xattrs(f *os.File) ([]string, error) {
-	n, err := unix.Flistxattr(int(f.Fd()), c.names[:])
+	n, err := unix.Flistxattr(int(f.Fd()), nil)
+	if err == nil && n > 0 {
+		if c.names == nil {
+			c.names, c.value = make([]byte, xattrMax), make([]byte, xattrMax)
+		}
+		n, err = unix.Flistxattr(int(f.Fd()), c.names)
+	}
 	switch {
 	case errors.Is(err, unix.ENOTSUP):
 		return nil, nil
