@@ -288,7 +288,7 @@ func (p *Pod) killRest(ctx context.Context) error {
 	return nil
 }
 
-// removeGroup removes pause's leaf, which is empty, the scope around it and what is attached on the host.
+// removeGroup removes pause's leaf, which is empty, and the scope around it.
 func (p *Pod) removeGroup(ctx context.Context) error {
 	if p.group != nil {
 		p.mu.Lock()
@@ -297,9 +297,6 @@ func (p *Pod) removeGroup(ctx context.Context) error {
 		if err := p.group.Delete(ctx, parents...); err != nil {
 			return fmt.Errorf("remove the sandbox's cgroup: %w", err)
 		}
-	}
-	if err := p.detachShm(); err != nil {
-		return err
 	}
 	if p.scope != nil {
 		return p.removeScope(ctx)

@@ -2,7 +2,6 @@ package ociruntime
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -73,17 +72,4 @@ func (p *Pod) bindShm(o mount.Options, userns *os.File) (clone *os.File, err err
 		return err
 	})
 	return clone, err
-}
-
-// detachShm is for pods of criservers that attached /dev/shm in the pod's directory on the host, where it was a unit of
-// systemd.
-func (p *Pod) detachShm() error {
-	err := unix.Unmount(p.path(ShmName), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
-		return fmt.Errorf("detach /dev/shm of the pod: %w", err)
-	}
-	if err := os.Remove(p.path(ShmName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
 }

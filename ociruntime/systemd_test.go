@@ -241,9 +241,6 @@ func TestSystemdReplacesScope(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.stopAfter(t)
-	if err := first.detachShm(); err != nil {
-		t.Error(err)
-	}
 	select {
 	case <-first.Exited():
 	default:
