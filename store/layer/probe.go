@@ -126,7 +126,7 @@ func (s *Store) probeRoot(layer *entry) error {
 	}
 	defer func() {
 		_ = os.RemoveAll(s.path("containers", id)) // load removes it otherwise
-		_ = s.freeProject(id, s.projects[id])      // the next that gets it is given its own limit
+		_ = s.freeProject(id)                      // the next that gets it is given its own limit
 	}()
 	if err := s.makeContainerDir(id, nil, "", RootOptions{}); err != nil {
 		return err

@@ -56,17 +56,19 @@ func (s *Store) reserveProject(container string, at uint32) uint32 {
 	return at
 }
 
-// freeProject lets the project of a container go, if that is still the one; its files are deleted.
-func (s *Store) freeProject(container string, project uint32) error {
+// freeProject lets the project of a container go, or of a removed root, if there is one; its files are deleted. Its limit goes first: then
+// the number may be another's.
+func (s *Store) freeProject(of string) (err error) {
 	s.mu.Lock()
-	if s.projects[container] == project {
-		delete(s.projects, container)
-	}
+	project := s.projects[of]
 	s.mu.Unlock()
-	if project == 0 || s.config.WritableLimit == 0 {
-		return nil
+	if project != 0 && s.config.WritableLimit > 0 {
+		err = s.quota.Limit(project, 0)
 	}
-	return s.quota.Limit(project, 0)
+	s.mu.Lock()
+	delete(s.projects, of)
+	s.mu.Unlock()
+	return err
 }
 
 // Written is what the writable directory of a container holds now, the kernel's own files in it included. It is not ok if

@@ -138,6 +138,28 @@ func testProjectQuotas(t *testing.T, disk string, full error) {
 	}
 }
 
+// The project of a removed root is nobody's until it is deleted, also not that of the same container's next root, and goes then.
+func TestProjectOfRemovedRoot(t *testing.T) {
+	s, release := heldRemovals(t)
+	writtenRoot(t, s, "c")
+	former := s.reserveProject("c", firstProject)
+	if err := s.RemoveRoot("c"); err != nil {
+		t.Fatal(err)
+	}
+	writtenRoot(t, s, "c")
+	anew := s.reserveProject("c", firstProject)
+	if anew == former {
+		t.Errorf("the next root has project %d, of which files are being deleted", anew)
+	}
+	release()
+	if s.projects["c"] != anew || len(s.projects) != 1 {
+		t.Errorf("projects %v, want %d for the root that is there", s.projects, anew)
+	}
+	if got := s.reserveProject("other", firstProject); got != former {
+		t.Errorf("project %d was not given again, but %d", former, got)
+	}
+}
+
 // waitUnused waits until nothing is counted in a project. XFS frees deleted files in the background.
 func waitUnused(t *testing.T, s *Store, project uint32) {
 	t.Helper()

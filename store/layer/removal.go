@@ -10,25 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removal is what is left to do for a root that was removed. Its directory is in trash.
-type removal struct {
-	dir       string
-	container string
-	project   uint32 // 0: none
-}
-
 // maxRemovals is how many may wait; beyond that RemoveRoot does it itself.
 const maxRemovals = 256
 
-// removeLater leaves r to the background. Deleting a directory can wait for the disk, as where the file system has no journal and
-// discards blocks that are free, and directories hold hardly any space that a caller could wait for.
-func (s *Store) removeLater(r removal) bool {
+// removeLater leaves the directory of a removed root to the background. Deleting one can wait for the disk, as where the file system has
+// no journal and discards blocks that are free, and directories hold hardly any space that a caller could wait for.
+func (s *Store) removeLater(dir string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.removals) >= maxRemovals {
 		return false
 	}
-	s.removals = append(s.removals, r)
+	s.removals = append(s.removals, dir)
 	if !s.removing {
 		s.removing = true
 		s.cleanup.Go(s.removeDoomed)
@@ -45,18 +38,18 @@ func (s *Store) removeDoomed() {
 			s.mu.Unlock()
 			return
 		}
-		r := s.removals[0]
+		dir := s.removals[0]
 		s.removals = s.removals[1:]
 		s.mu.Unlock()
-		if err := s.remove(r); err != nil {
-			s.config.Log.Warn("layer store: leftover stays", "dir", r.dir, "error", err)
+		if err := s.remove(dir); err != nil {
+			s.config.Log.Warn("layer store: leftover stays", "dir", dir, "error", err)
 		}
 	}
 }
 
-// remove deletes the directory and then lets its project go, whose number may be given to another root at once.
-func (s *Store) remove(r removal) error {
-	return errors.Join(os.RemoveAll(r.dir), s.freeProject(r.container, r.project))
+// remove deletes the directory of a removed root and then lets its project go, whose number may be given to another root at once.
+func (s *Store) remove(dir string) error {
+	return errors.Join(os.RemoveAll(dir), s.freeProject(dir))
 }
 
 // removeAll deletes dir, which may be that of a root.

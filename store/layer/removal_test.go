@@ -55,8 +55,8 @@ func TestRemovedRootLeavesOnlyDirectoriesForLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	waiting := func() (directories int) {
-		for _, e := range s.removals {
-			err := filepath.WalkDir(filepath.Join(e.dir, upperDir), func(path string, d fs.DirEntry, err error) error {
+		for _, dir := range s.removals {
+			err := filepath.WalkDir(filepath.Join(dir, upperDir), func(path string, d fs.DirEntry, err error) error {
 				if err == nil && !d.IsDir() {
 					t.Errorf("%s is left", path)
 				}
@@ -95,7 +95,7 @@ func TestDeepRootsAreRemovedWithFewOpenDirectories(t *testing.T) {
 	if err := s.RemoveRoot("c"); err != nil {
 		t.Fatal(err)
 	}
-	upper, directories := filepath.Join(s.removals[0].dir, upperDir), 0
+	upper, directories := filepath.Join(s.removals[0], upperDir), 0
 	err = filepath.WalkDir(upper, func(path string, d fs.DirEntry, err error) error {
 		directories++
 		if nesting := strings.Count(strings.TrimPrefix(path, upper), "/"); err == nil && (!d.IsDir() || nesting > maxNesting+1) {
@@ -113,7 +113,7 @@ func TestDeepRootsAreRemovedWithFewOpenDirectories(t *testing.T) {
 func TestRootsAreRemovedAtOnceWhenTooManyWait(t *testing.T) {
 	s, release := heldRemovals(t)
 	for range maxRemovals {
-		s.removeLater(removal{dir: filepath.Join(s.config.Root, "none")})
+		s.removeLater(filepath.Join(s.config.Root, "none"))
 	}
 	writtenRoot(t, s, "c")
 	if err := s.RemoveRoot("c"); err != nil {

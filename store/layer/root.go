@@ -109,7 +109,11 @@ func (s *Store) RemoveRoot(id string) error {
 		return nil
 	}
 	dir := s.path("containers", id)
-	r := removal{dir: s.discard(dir), container: id, project: s.projects[id]}
+	doomed := s.discard(dir)
+	if project, counted := s.projects[id]; counted { // the next root of the container has another until this is deleted
+		delete(s.projects, id)
+		s.projects[doomed] = project
+	}
 	delete(s.users, id)
 	for _, e := range entries {
 		e.refs--
@@ -118,10 +122,10 @@ func (s *Store) RemoveRoot(id string) error {
 		s.deleteLater(s.discard(s.path(footingsDir, spare)))
 	}
 	s.mu.Unlock()
-	if removeFiles(filepath.Join(r.dir, upperDir)) == nil && r.dir != dir && s.removeLater(r) {
+	if removeFiles(filepath.Join(doomed, upperDir)) == nil && doomed != dir && s.removeLater(doomed) {
 		return nil
 	}
-	if err := s.remove(r); err != nil {
+	if err := s.remove(doomed); err != nil {
 		return fmt.Errorf("remove root of container %s: %w", id, err)
 	}
 	return nil

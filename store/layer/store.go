@@ -83,9 +83,9 @@ type Store struct {
 	mu       sync.Mutex
 	layers   map[digest.Digest]*entry
 	users    map[string][]*entry // layers of each container root
-	projects map[string]uint32   // of the writable directories that are counted, by container
+	projects map[string]uint32   // of the writable directories that are counted, by container; of a removed root, by its directory
 	footings footings
-	removals []removal // to be done; one goroutine is at it while removing is set
+	removals []string // directories of removed roots, to be deleted; one goroutine is at it while removing is set
 	removing bool
 	closed   bool
 }
