@@ -62,9 +62,10 @@ type container struct {
 	known   known            // to plugins
 	dirty   bool             // an undo failed: the record must stay
 
-	meter stats.Meter // of CPU time
-	idle  stats.Idle  // what metrics need not read again
-	layer stats.Layer // the writable one
+	meter  stats.Meter // of CPU time
+	idle   stats.Idle  // what metrics need not read again
+	atRest stats.Idle  // what statistics of the pod need not read again
+	layer  stats.Layer // the writable one
 }
 
 func (c *container) service() *Service { return c.p.s }

@@ -70,7 +70,8 @@ type pod struct {
 	over      bool  // that it has stopped was told
 	lastEvent int64 // when its last event was, in nanoseconds since 1970
 
-	meter stats.Meter // of CPU time
+	meter  stats.Meter // of CPU time
+	atRest stats.Idle  // what statistics need not read again
 }
 
 // visit is one operation on a container.

@@ -33,7 +33,7 @@ func (s *Service) ContainerStats(id ContainerID) (ContainerStats, error) {
 	if err != nil {
 		return ContainerStats{}, err
 	}
-	st, err := c.measure(whole)
+	st, err := c.measure(whole, nil)
 	if err != nil {
 		return ContainerStats{}, fmt.Errorf("measure container %s: %w", c.id, err)
 	}
@@ -46,7 +46,7 @@ func (s *Service) MeasureContainer(status *ContainerStatus) (st ContainerStats, 
 	if err != nil {
 		return ContainerStats{}, false
 	}
-	st, err = c.measure(whole)
+	st, err = c.measure(whole, nil)
 	if err != nil {
 		s.log.Warn("cannot measure a container", "container", c.id, "error", err)
 	}
@@ -89,8 +89,8 @@ func (s *Service) measurePod(status *PodStatus, how extent) (PodStats, bool) {
 	return st, ready
 }
 
-// measure reads what is wanted of a container. With an error, the rest is valid.
-func (c *container) measure(how extent) (ContainerStats, error) {
+// measure reads what is wanted of a container, for statistics of its pod after pod was read. With an error, the rest is valid.
+func (c *container) measure(how extent, pod *stats.Usage) (ContainerStats, error) {
 	st := ContainerStats{ContainerStatus: c.status.Load()}
 	if u, ok := c.written(); ok {
 		st.Layer = &u
@@ -100,10 +100,13 @@ func (c *container) measure(how extent) (ContainerStats, error) {
 		return st, nil
 	}
 	var err error
-	if how.metrics {
-		st.Usage, st.Processes, err = c.p.s.collector.ReadMetrics(group, st.Pid, &c.meter, &c.idle)
-	} else {
-		st.Usage, err = c.p.s.collector.Read(group, how.container, &c.meter)
+	switch collector := c.p.s.collector; {
+	case how.metrics:
+		st.Usage, st.Processes, err = collector.ReadMetrics(group, st.Pid, &c.meter, &c.idle)
+	case pod != nil:
+		st.Usage, err = collector.ReadInside(pod, group, how.container, &c.meter, &c.atRest)
+	default:
+		st.Usage, err = collector.Read(group, how.container, &c.meter)
 	}
 	if st.Usage != nil {
 		st.Cgroup = group.Path()
@@ -147,18 +150,21 @@ func (p *pod) measure(how extent) (st PodStats, ready bool, err error) {
 	}
 	var failed error
 	around := rt.Around(p.spec.Metadata.GetUid())
-	if around == nil {
+	switch {
+	case around == nil:
 		how.container |= how.pod // to be summed up
+	case how.pod != 0:
+		st.Usage, failed = p.s.collector.ReadPod(around, how.pod, &p.meter, &p.atRest)
 	}
 	for _, c := range p.containers(listed) {
-		one, err := c.measure(how)
+		one, err := c.measure(how, st.Usage)
 		if err != nil {
 			failed = fmt.Errorf("container %s: %w", c.id, err)
 		}
 		st.Containers = append(st.Containers, one)
 	}
-	if how.pod != 0 {
-		if st.Usage, err = p.usage(rt, around, how.pod, st.Containers); err != nil {
+	if around == nil && how.pod != 0 {
+		if st.Usage, err = p.sum(rt, how.pod, st.Containers); err != nil {
 			failed = err
 		}
 	}
@@ -178,11 +184,8 @@ func listed(phase containerPhase) bool {
 	return phase != containerCreating && phase != containerRemoved
 }
 
-// usage is what the cgroup around the pod says, or the sum of what is in it.
-func (p *pod) usage(rt RuntimePod, around *cgroup.Group, want cgroup.Counters, containers []ContainerStats) (*stats.Usage, error) {
-	if around != nil {
-		return p.s.collector.Read(around, want, &p.meter)
-	}
+// sum is the usage of pause and the containers.
+func (p *pod) sum(rt RuntimePod, want cgroup.Counters, containers []ContainerStats) (*stats.Usage, error) {
 	var all []stats.Usage
 	if group := rt.Cgroup(); group != nil {
 		u, err := p.s.collector.Read(group, want, &stats.Meter{})

@@ -39,9 +39,9 @@ var v1CounterFiles = []counterFile{
 
 var v2CounterFiles = []counterFile{
 	{"", "cpu.stat", CPU, keyed((*Stats).setCPU), nil},
-	{"", "cpu.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.CPU, &p.Known.CPU }), nil},
-	{"", "memory.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.Memory, &p.Known.Memory }), nil},
-	{"", "io.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.IO, &p.Known.IO }), nil},
+	{"", "cpu.pressure", CPUPressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.CPU, &p.Known.CPU }), nil},
+	{"", "memory.pressure", WaitPressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.Memory, &p.Known.Memory }), nil},
+	{"", "io.pressure", WaitPressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.IO, &p.Known.IO }), nil},
 	{"memory", "memory.current", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage }), nil},
 	{"memory", "memory.max", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit }), nil},
 	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV2), nil},

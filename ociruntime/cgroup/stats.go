@@ -17,13 +17,17 @@ type Counters uint8
 
 // Kinds of counters.
 const (
-	CPU      Counters = 1 << iota // time used; one file
-	Memory                        // usage, limit and memory.stat; v1 two files, four with limits, v2 five
-	Tasks                         // how many there are; one file
-	Pressure                      // stall information of a cgroup2; three files
-	Details                       // what metrics want besides, of memory, tasks and I/O; v1 six files, seven after I/O, v2 five
-	Own                           // what metrics want besides, and what changes only if a task of the group runs; v1 three files, v2 none, and huge pages
+	CPU          Counters = 1 << iota // time used; one file
+	Memory                            // usage, limit and memory.stat; v1 two files, four with limits, v2 five
+	Tasks                             // how many there are; one file
+	CPUPressure                       // stall information of a cgroup2: how long tasks waited for a processor, which is others' doing; one file
+	WaitPressure                      // the same of memory and I/O, for which a task waits after it has run; two files
+	Details                           // what metrics want besides, of memory, tasks and I/O; v1 six files, seven after I/O, v2 five
+	Own                               // what metrics want besides, and what changes only if a task of the group runs; v1 three files, v2 none, and huge pages
 )
+
+// Pressure is all stall information.
+const Pressure = CPUPressure | WaitPressure
 
 // NoLimit is the value of a limit that is not set.
 const NoLimit = math.MaxUint64
@@ -246,19 +250,41 @@ func (r *counting) read(name string) ([]byte, error) {
 	return text, nil
 }
 
-// KeepOwn takes the counters that are Own from an earlier reading of the same group, which has not run since.
-func (s *Stats) KeepOwn(earlier *Stats) {
-	s.Known |= earlier.Known & Own
-	c, was := &s.CPU, &earlier.CPU // counters do not go back, and v2 has read them again
-	c.User, c.System = max(c.User, was.User), max(c.System, was.System)
-	c.Periods, c.Throttled, c.ThrottledTime = max(c.Periods, was.Periods), max(c.Throttled, was.Throttled), max(c.ThrottledTime, was.ThrottledTime)
-	s.Memory.OOMKill = max(s.Memory.OOMKill, earlier.Memory.OOMKill)
-	s.Huge = append(s.Huge[:0], earlier.Huge...)
+// Lasting says which of the counters stay as they are until a task of the group runs, if none has for some seconds: then those of its
+// time do. Pressure does if no average is left that has to become smaller: nobody waits for memory or I/O now, which would show.
+// Own does if there are no huge pages.
+func (s *Stats) Lasting() Counters {
+	kinds := CPU
+	if !slices.ContainsFunc(s.Huge, func(h HugePages) bool { return h.Usage > 0 }) {
+		kinds |= Own
+	}
+	if p := &s.Pressure; p.Memory.calm() && p.IO.calm() {
+		kinds |= WaitPressure
+	}
+	return s.Known & kinds
 }
 
-// HasHugePages says whether the group has any.
-func (s *Stats) HasHugePages() bool {
-	return slices.ContainsFunc(s.Huge, func(h HugePages) bool { return h.Usage > 0 })
+func (s *Stall) calm() bool { return s.Some.calm() && s.Full.calm() }
+
+func (t *StallTime) calm() bool { return t.Avg10 == 0 && t.Avg60 == 0 && t.Avg300 == 0 }
+
+// Keep takes those kinds of counters that were lasting in an earlier reading of the same group, which has not run since.
+func (s *Stats) Keep(kinds Counters, earlier *Stats) {
+	if s.Known&CPUPressure == 0 { // it is switched off now
+		kinds &^= WaitPressure
+	}
+	s.Known |= kinds
+	c, was := &s.CPU, &earlier.CPU // counters do not go back, and v2 may have read them again
+	c.Usage, c.User, c.System = max(c.Usage, was.Usage), max(c.User, was.User), max(c.System, was.System)
+	c.Periods, c.Throttled, c.ThrottledTime = max(c.Periods, was.Periods), max(c.Throttled, was.Throttled), max(c.ThrottledTime, was.ThrottledTime)
+	if kinds&Own != 0 {
+		s.Memory.OOMKill = max(s.Memory.OOMKill, earlier.Memory.OOMKill)
+		s.Huge = append(s.Huge[:0], earlier.Huge...)
+	}
+	if p, was := &s.Pressure, &earlier.Pressure; kinds&WaitPressure != 0 {
+		p.Memory, p.IO = was.Memory, was.IO
+		p.Known.Memory, p.Known.IO = was.Known.Memory, was.Known.IO
+	}
 }
 
 // settle makes one of what v1 and v2 count differently.

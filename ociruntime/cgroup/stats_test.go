@@ -190,6 +190,46 @@ func TestStatsOfGoneGroup(t *testing.T) {
 	})
 }
 
+// What lasts is kept, and nothing else.
+func TestStatsKeep(t *testing.T) {
+	calm := PressureStats{Memory: Stall{Some: StallTime{Total: 7}}, IO: Stall{Full: StallTime{Total: 9}}}
+	calm.Known.CPU, calm.Known.Memory, calm.Known.IO = true, true, true
+	waits, waited := calm, calm
+	waits.IO.Some.Avg10 = 0.01
+	waited.Memory.Full.Avg300 = 0.01
+	all := CPU | Memory | Pressure | Own
+	for _, row := range []struct {
+		name     string
+		read     Stats
+		lasting  Counters
+		againCPU Counters // what is known of CPUPressure afterwards
+		want     PressureStats
+	}{
+		{"calm", Stats{Known: all, Pressure: calm}, CPU | WaitPressure | Own, CPUPressure, calm},
+		{"pressure is switched off", Stats{Known: all, Pressure: calm}, CPU | WaitPressure | Own, 0, PressureStats{}},
+		{"one waits", Stats{Known: all, Pressure: waits}, CPU | Own, 0, PressureStats{}},
+		{"one has waited", Stats{Known: all, Pressure: waited}, CPU | Own, 0, PressureStats{}},
+		{"huge pages", Stats{Known: all, Pressure: waited, Huge: []HugePages{{Usage: 1}}}, CPU, 0, PressureStats{}},
+		{"little was read", Stats{Known: CPU}, CPU, 0, PressureStats{}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			row.read.CPU.Usage, row.read.Memory = 5, MemoryStats{Usage: 6, OOMKill: 1}
+			if got := row.read.Lasting(); got != row.lasting {
+				t.Errorf("lasting are %b instead of %b", got, row.lasting)
+			}
+			again := Stats{Known: row.againCPU, Pressure: PressureStats{CPU: row.want.CPU}}
+			again.Pressure.Known.CPU = row.againCPU != 0
+			again.Keep(row.read.Lasting(), &row.read)
+			if again.CPU.Usage != 5 || again.Memory.Usage != 0 || again.Memory.OOMKill != uint64(min(1, row.lasting&Own)) || again.Pressure != row.want {
+				t.Errorf("kept are %+v", again)
+			}
+			if row.againCPU == 0 && again.Known&Pressure != 0 {
+				t.Errorf("known are %b", again.Known)
+			}
+		})
+	}
+}
+
 // Reading allocates only what a system call's path needs.
 func BenchmarkStats(b *testing.B) {
 	hs := host(b)
@@ -219,7 +259,8 @@ func TestStatsFiles(t *testing.T) {
 		v1, v2 int
 	}{
 		{"rate", CPU, 1, 1}, {"container", CPU | Memory | Pressure, 5, 9}, {"pod", CPU | Memory | Pressure | Tasks, 6, 10},
-		{"metrics", CPU | Memory | Pressure | Tasks | Details | Own, 16, 15}, {"metrics of an idle group", CPU | Memory | Pressure | Tasks | Details, 13, 15},
+		{"metrics", CPU | Memory | Pressure | Tasks | Details | Own, 16, 15}, {"metrics of an idle group", CPU | Memory | CPUPressure | Tasks | Details, 13, 13},
+		{"idle pod", CPU | Memory | CPUPressure | Tasks, 6, 8}, {"in an idle pod", Memory | CPUPressure, 4, 6},
 	} {
 		for files, want := range map[*[]counterFile]int{&v1CounterFiles: row.v1, &v2CounterFiles: row.v2} {
 			n := 0

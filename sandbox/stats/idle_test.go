@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/criserver/criserver/ociruntime/cgroup"
 )
@@ -36,12 +39,12 @@ func TestIdle(t *testing.T) {
 			var idle Idle
 			start := time.Unix(1e9, 0)
 			for i, l := range test.looks {
-				known, keep := idle.settled(start.Add(l.at), l.trace)
+				known, keep := idle.settled(start.Add(l.at), &l.trace)
 				if (known != nil) != l.known || keep != l.keep {
 					t.Errorf("look %d: known %v, keep %v, instead of %v and %v", i, known != nil, keep, l.known, l.keep)
 				}
 				if keep && known == nil {
-					idle.remember(l.trace, &own{})
+					idle.remember(l.trace, &cgroup.Stats{}, Processes{})
 				}
 			}
 		})
@@ -49,11 +52,11 @@ func TestIdle(t *testing.T) {
 	t.Run("it runs while it is read", func(t *testing.T) {
 		var idle Idle
 		start := time.Unix(1e9, 0)
-		idle.settled(start, same)
-		idle.settled(start.Add(settling), same)
-		idle.settled(start.Add(settling), ran) // as another request sees it
-		idle.remember(same, &own{})
-		if known, _ := idle.settled(start.Add(settling*2), ran); known != nil {
+		idle.settled(start, &same)
+		idle.settled(start.Add(settling), &same)
+		idle.settled(start.Add(settling), &ran) // as another request sees it
+		idle.remember(same, &cgroup.Stats{}, Processes{})
+		if known, _ := idle.settled(start.Add(settling*2), &ran); known != nil {
 			t.Error("what was read before is remembered")
 		}
 	})
@@ -107,6 +110,90 @@ func TestReadMetricsOfIdle(t *testing.T) {
 		}
 		if _, after := read(); after.Descriptors != before.Descriptors+1 {
 			t.Errorf("round %d: %d descriptors and one more are %d", round, before.Descriptors, after.Descriptors)
+		}
+	}
+}
+
+// Of an idle pod and what is in it, only what others do not change is not read again.
+func TestReadPodOfIdle(t *testing.T) {
+	g := createGroup(t)
+	wake, said, _ := startIn(t, g, `while read -r _; do for ((i = 0; i < 10000; i++)); do :; done; echo worked; done`)
+	hs, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hs.Close()
+	around, err := hs.Open("", path.Dir(g.Path())[1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewCollector(0)
+	var podMeter, meter Meter
+	var podIdle, idle Idle
+	read := func() (pod, inside *Usage) {
+		t.Helper()
+		pod, err := c.ReadPod(around, Pod, &podMeter, &podIdle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if inside, err = c.ReadInside(pod, g, Container, &meter, &idle); err != nil {
+			t.Fatal(err)
+		}
+		return pod, inside
+	}
+	known := func(i *Idle) cgroup.Counters {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if i.own == nil {
+			return 0
+		}
+		return i.own.kinds
+	}
+	pod, inside := read()
+	switch {
+	case !pod.HasTasks():
+		t.Skip("tasks are not counted here")
+	case pod.Counters.Known&cgroup.Pressure == 0:
+		t.Skip("pressure is not counted here")
+	}
+	for round := range 2 {
+		lasting := cgroup.CPU | cgroup.WaitPressure
+		for deadline := time.Now().Add(20 * time.Second); known(&podIdle)&known(&idle)&lasting != lasting; _, inside = read() {
+			if time.Now().After(deadline) {
+				t.Skip("somebody waits for memory or I/O") // averages of 5 minutes go back that slowly
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		const remembered = 12345
+		for _, i := range []*Idle{&podIdle, &idle} {
+			i.own.counters.Pressure.IO.Some.Total = remembered
+		}
+		limit := int64(round+1) << 30
+		if _, err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {
+			t.Fatal(err)
+		}
+		podAgain, again := read()
+		if io := podAgain.Stalls().IO; io == nil || io.Some.Total != remembered {
+			t.Errorf("I/O pressure of the pod is read again: %+v", io)
+		}
+		if io := again.Stalls().IO; io == nil || io.Some.Total != remembered {
+			t.Errorf("I/O pressure is read again: %+v", io)
+		}
+		if a, b := &inside.Counters, &again.Counters; a.Known != b.Known || a.CPU != b.CPU || again.Stalls().CPU == nil || again.At != podAgain.At {
+			t.Errorf("%+v, and then %+v", a, b)
+		}
+		if again.MemoryLimit() != uint64(limit) {
+			t.Errorf("limit %d, set to %d", again.MemoryLimit(), limit)
+		}
+		fmt.Fprintln(wake)
+		if !said.Scan() || said.Text() != "worked" {
+			t.Fatalf("it says %q", said.Text())
+		}
+		podAfter, after := read()
+		for _, u := range []*Usage{podAfter, after} {
+			if u.Counters.CPU.Usage <= again.Counters.CPU.Usage || u.Counters.Pressure.IO.Some.Total == remembered {
+				t.Errorf("round %d: after it has run there is %+v", round, u.Counters)
+			}
 		}
 	}
 }
