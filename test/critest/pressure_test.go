@@ -318,7 +318,7 @@ func little(t *testing.T, d *daemon, g podCgroup, change func(*cri.ContainerConf
 func TestOOM(t *testing.T) {
 	d := use(t)
 	p := runPod(t, d)
-	const eat = "dd if=/dev/zero of=/dev/null bs=60M count=2 2>/dev/null"
+	const eat = "dd if=/dev/zero of=/dev/null bs=60M count=2"
 	for _, row := range []struct {
 		name, script string
 		exec         bool // it eats in an exec
@@ -338,13 +338,13 @@ func TestOOM(t *testing.T) {
 				c.waitOutput(t, "ready")
 				r, err := c.tryExec(t, execBound, "sh", "-c", "exec "+eat)
 				if err != nil || r.GetExitCode() != 137 {
-					t.Errorf("exec: exit code %d: %v", r.GetExitCode(), err)
+					t.Errorf("exec: exit code %d, stderr %q: %v", r.GetExitCode(), r.GetStderr(), err)
 				}
 				c.stop(t, execBound)
 			}
 			s := c.wait(t)
 			if s.GetExitCode() != row.code || s.GetReason() != row.reason {
-				t.Errorf("exit code %d, reason %q; want %d, %q", s.GetExitCode(), s.GetReason(), row.code, row.reason)
+				t.Errorf("exit code %d, reason %q, message %q, output %q; want %d, %q", s.GetExitCode(), s.GetReason(), s.GetMessage(), c.output(t), row.code, row.reason)
 			}
 		})
 	}
