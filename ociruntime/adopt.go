@@ -64,6 +64,9 @@ func (p *Pod) openGroup() (err error) {
 	if p.group, err = p.runtime.config.Cgroups.Open(own, p.config.ID); err != nil {
 		return fmt.Errorf("open the sandbox's cgroup: %w", err)
 	}
+	if namedAfter(own, p.config.UID) && !p.group.Leaf() {
+		p.group = p.group.Guest()
+	}
 	p.parents, err = readParents(p.config.Dir)
 	return err
 }

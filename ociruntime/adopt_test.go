@@ -1,10 +1,15 @@
 package ociruntime
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/criserver/criserver/ociruntime/cgroup"
 	"github.com/criserver/criserver/pause"
 	"github.com/criserver/criserver/test/leak"
 )
@@ -129,4 +134,61 @@ func TestAdoptionFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.adopt(t, config).stopAfter(t)
+}
+
+// In a v1 cgroup that is the pod's alone pause has no directory, also after a restart; but it has one where an earlier pause was killed
+// for want of memory, which the cgroup remembers.
+func TestPauseIsGuest(t *testing.T) {
+	f := newFixture(t)
+	i := slices.IndexFunc(f.runtime.config.Cgroups.List(), func(h cgroup.Hierarchy) bool { return slices.Contains(h.Controllers, "memory") && !h.Unified })
+	if i < 0 {
+		t.Skip("memory is not of v1")
+	}
+	const uid = "0c8d"
+	parent := f.parent + "/pod" + uid
+	pod := f.runtime.config.Cgroups.List()[i].MountPoint + parent
+	start := func() (*Pod, PodConfig) {
+		config := PodConfig{ID: randomID(), UID: uid, Dir: t.TempDir(), HostNetwork: true, CgroupParent: parent}
+		p, err := f.runtime.StartPod(testContext(t), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p, config
+	}
+	check := func(p *Pod, want string) {
+		t.Helper()
+		if in, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Pid())); err != nil || !strings.Contains(string(in), ":memory:"+want+"\n") {
+			t.Errorf("%v, pause is not in %s:\n%s", err, want, in)
+		}
+	}
+	end := func(p *Pod) {
+		t.Helper()
+		if err := errors.Join(p.Stop(testContext(t)), f.runtime.CleanPod(testContext(t), p.config, nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, config := start()
+	check(p, parent)
+	end(f.adopt(t, config))
+
+	if err := os.MkdirAll(pod, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(pod); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(pod+"/memory.limit_in_bytes", []byte("8M"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("sh", "-c", "echo 0 > "+pod+"/tasks; exec dd if=/dev/zero of=/dev/null bs=40M count=1").CombinedOutput(); err == nil {
+		t.Fatalf("it has memory enough: %s", out)
+	}
+	p, config = start()
+	check(p, parent+"/"+config.ID)
+	end(p)
+	if err := p.Starved(); err != nil {
+		t.Error(err)
+	}
 }

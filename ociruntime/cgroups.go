@@ -15,13 +15,13 @@ func (p *Pod) Cgroup() *cgroup.Group { return p.group }
 
 // Around is the cgroup in which the whole pod is and nothing else, so that its counters are the pod's. That is the parent that
 // the kubelet makes for each pod and names by its uid, or with systemd at least the pod's scope; nil if there is neither.
-func (p *Pod) Around(uid string) *cgroup.Group {
+func (p *Pod) Around() *cgroup.Group {
 	dir := p.parent
 	if p.scope != nil {
 		dir = path.Dir(dir)
 	}
 	switch {
-	case namedAfter(dir, uid):
+	case namedAfter(dir, p.config.UID):
 	case p.scope != nil:
 		dir = p.parent
 	default:

@@ -46,6 +46,7 @@ type IDMap struct {
 // PodConfig says what a pod's sandbox is to be.
 type PodConfig struct {
 	ID           string            // 64 hex digits
+	UID          string            // the kubelet's; a CgroupParent that is named after it is this pod's alone
 	Dir          string            // existing directory of this pod
 	Hostname     string            // in the pod's uts namespace
 	HostNetwork  bool              // no network namespace of its own

@@ -140,10 +140,29 @@ func (p *Pod) undo(ctx context.Context) error {
 func (p *Pod) beginGroup(parent string) (dir *os.File, err error) {
 	p.parent = parent
 	own := cmp.Or(p.runtime.config.PauseParent, parent)
-	if p.group, dir, err = p.runtime.config.Cgroups.Begin(own, p.config.ID, p.addParents); err != nil {
+	leaf, err := p.openLeaf(own)
+	if err == nil {
+		dir, err = leaf.Begin(p.addParents)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("create the sandbox's cgroup: %w", p.unmade(own, p.config.ID, err))
 	}
+	p.group = leaf
 	return dir, nil
+}
+
+// openLeaf is the leaf that pause is going to get: in a cgroup that is the pod's alone it is a guest. A kill for want of memory that
+// such a cgroup has counted already, of an earlier attempt's pause, would be taken for one of this pause.
+func (p *Pod) openLeaf(parent string) (*cgroup.Group, error) {
+	leaf, err := p.runtime.config.Cgroups.Open(parent, p.config.ID)
+	if err != nil || !namedAfter(parent, p.config.UID) {
+		return leaf, err
+	}
+	guest := leaf.Guest()
+	if kills, err := guest.OwnOOMKills(); kills > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
+		return leaf, nil
+	}
+	return guest, nil
 }
 
 // completeGroup makes the rest of the leaf, and opens what pause gets into it by.

@@ -159,13 +159,13 @@ func (p *fakePod) die() {
 	close(p.exited)
 }
 
-func (p *fakePod) Pid() int                    { return 42 }
-func (p *fakePod) NetNS() (*os.File, error)    { return os.Open(os.DevNull) }
-func (p *fakePod) Exited() <-chan struct{}     { return p.exited }
-func (p *fakePod) Starved() error              { return p.starved }
-func (p *fakePod) Thaw() error                 { return nil }
-func (p *fakePod) Cgroup() *cgroup.Group       { return nil }
-func (p *fakePod) Around(string) *cgroup.Group { return nil }
+func (p *fakePod) Pid() int                 { return 42 }
+func (p *fakePod) NetNS() (*os.File, error) { return os.Open(os.DevNull) }
+func (p *fakePod) Exited() <-chan struct{}  { return p.exited }
+func (p *fakePod) Starved() error           { return p.starved }
+func (p *fakePod) Thaw() error              { return nil }
+func (p *fakePod) Cgroup() *cgroup.Group    { return nil }
+func (p *fakePod) Around() *cgroup.Group    { return nil }
 
 // Stop leaves the leaf to go in the background.
 func (p *fakePod) Stop(context.Context) error {

@@ -216,7 +216,7 @@ func (p *pod) runtimeConfig(config *runtimev1.PodSandboxConfig) ociruntime.PodCo
 	if err != nil {
 		panic(fmt.Sprintf("/dev/shm of pod %s: %v", p.id, err)) // RunPod accepted it
 	}
-	return ociruntime.PodConfig{ID: string(p.id), Dir: p.dir(), Hostname: p.hostname(config), HostNetwork: hostNetwork(config),
+	return ociruntime.PodConfig{ID: string(p.id), UID: config.GetMetadata().GetUid(), Dir: p.dir(), Hostname: p.hostname(config), HostNetwork: hostNetwork(config),
 		HostIPC: ns.GetIpc() == runtimev1.NamespaceMode_NODE, SharedPID: ns.GetPid() == runtimev1.NamespaceMode_POD,
 		CgroupParent: config.GetLinux().GetCgroupParent(), UserNS: p.spec.userNS, Sysctls: sysctls, ShmSize: shm, MountLabel: p.mountLabel(config)}
 }

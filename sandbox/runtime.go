@@ -38,7 +38,7 @@ type RuntimePod interface {
 	Kept(name string) []*os.File
 	KeptNames() []string
 	Cgroup() *cgroup.Group
-	Around(uid string) *cgroup.Group
+	Around() *cgroup.Group
 }
 
 // RuntimeContainer is one container of a RuntimePod.

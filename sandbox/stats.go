@@ -149,7 +149,7 @@ func (p *pod) measure(how extent) (st PodStats, ready bool, err error) {
 		st.Cgroup = group.Path()
 	}
 	var failed error
-	around := rt.Around(p.spec.Metadata.GetUid())
+	around := rt.Around()
 	switch {
 	case around == nil:
 		how.container |= how.pod // to be summed up

@@ -80,14 +80,24 @@ func (g *Group) removeChildren(ctx context.Context, h *hierarchy, dir string) er
 	return nil
 }
 
-// removeParents removes those of the absolute directories, innermost first, that are above g and hold nothing.
+// removeParents removes those of the absolute directories, innermost first, that are above g and hold nothing. One that has a
+// leaf where processes are watched stays everywhere: a guest may be about to enter it.
 func (g *Group) removeParents(created []string) {
-	for _, dir := range slices.Backward(created) {
-		for _, h := range g.hs.all {
+	if len(created) == 0 {
+		return
+	}
+	g.hs.parents.Lock()
+	defer g.hs.parents.Unlock()
+	for _, h := range append([]*hierarchy{g.hs.watch}, g.hs.all...) {
+		for _, dir := range slices.Backward(created) {
 			rel, inside := strings.CutPrefix(dir, strings.TrimSuffix(h.MountPoint, "/")+"/")
-			if inside && strings.HasPrefix(g.path, rel+"/") {
-				_ = unix.Unlinkat(h.root, rel, unix.AT_REMOVEDIR) // busy: another leaf, or the kubelet's
+			if !inside || !strings.HasPrefix(g.path, rel+"/") {
+				continue
 			}
+			if leaves, err := g.hs.watch.children(rel); err == nil && len(leaves) > 0 {
+				continue
+			}
+			_ = unix.Unlinkat(h.root, rel, unix.AT_REMOVEDIR) // busy: another leaf, or the kubelet's
 		}
 	}
 }

@@ -4,6 +4,8 @@
 // controllers; v2: one in all; hybrid: v1 controllers beside a cgroup2, where every leaf has a directory too).
 // The two versions meet behind the unexported interface dialect; no code outside this package asks which one runs.
 //
+// A Guest has a directory of its own only where its processes are counted and killed, and is in the group above otherwise.
+//
 // What it owns: the leaves, and their limits. The directories above them belong to the kubelet: they are made where they
 // are missing, their limits are never written (an empty v1 cpuset, in which nothing could run, gets its parent's processors),
 // and they are removed only if Create made them and Delete is told so.
@@ -17,7 +19,7 @@
 //
 // The truth about processes is asked of the kernel (cgroup.events, cgroup.procs); events only wake the asker.
 //
-// Concurrency: a Hierarchies is immutable and safe for all; the methods of one Group may run at the same time, except
+// Concurrency: a Hierarchies is safe for all; the methods of one Group may run at the same time, except
 // that Update must not overlap with itself and nothing may follow Delete.
 //
 // With the systemd driver a Scope, one per pod, takes the place of the parent directory.

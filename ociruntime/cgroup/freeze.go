@@ -37,7 +37,9 @@ func (g *Group) Thaw() error {
 		for _, dir := range g.around() {
 			errs = append(errs, thawOne(h, dir))
 		}
-		errs = append(errs, thawTree(h, g.dir(h)))
+		if !g.lodges(h) {
+			errs = append(errs, thawTree(h, g.dir(h)))
+		}
 	}
 	return errors.Join(errs...)
 }

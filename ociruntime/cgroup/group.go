@@ -20,6 +20,7 @@ type Group struct {
 	hs      *Hierarchies
 	path    string       // relative to the roots
 	exec    string       // of an exec leaf: its directory below path, in hs.watch only; else ""
+	guest   bool         // see Guest
 	created []string     // absolute directories above the leaf that were made for it, outermost first
 	made    []*hierarchy // by Begin and Complete
 }
@@ -41,20 +42,24 @@ func (hs *Hierarchies) Create(parent, name string, res *specs.LinuxResources, an
 	return g, nil
 }
 
-// Begin is the first half of a Create without limits: it makes the directory that a process can be born in, if there is a cgroup2,
-// and Complete makes the others meanwhile. Dir is that directory, opened for CLONE_INTO_CGROUP, which the caller closes; it is nil
-// without a cgroup2 or where the kernel does not place a new process.
-func (hs *Hierarchies) Begin(parent, name string, announce func(dirs []string) error) (g *Group, dir *os.File, err error) {
-	if g, err = hs.Open(parent, name); err != nil || hs.unified == nil {
-		return g, nil, err
+// Begin is the first half of a Create without limits, of a group that Open gave: it makes the directory that a process can be born in,
+// if there is a cgroup2, and the only one of a guest; Complete makes the others meanwhile. Dir is the former, opened for
+// CLONE_INTO_CGROUP, which the caller closes; it is nil without a cgroup2 or where the kernel does not place a new process.
+func (g *Group) Begin(announce func(dirs []string) error) (dir *os.File, err error) {
+	h := g.hs.unified
+	if g.guest {
+		h = g.hs.watch
 	}
-	if err = g.make([]*hierarchy{hs.unified}, nil, announce); err == nil && kernel.CloneIntoCgroup.Has() {
-		dir, err = hs.unified.open(g.path, ".", unix.O_PATH|unix.O_DIRECTORY)
+	if h == nil {
+		return nil, nil
+	}
+	if err = g.make([]*hierarchy{h}, nil, announce); err == nil && h.Unified && kernel.CloneIntoCgroup.Has() {
+		dir, err = h.open(g.path, ".", unix.O_PATH|unix.O_DIRECTORY)
 	}
 	if err != nil {
-		return nil, nil, errors.Join(err, g.undo())
+		return nil, errors.Join(err, g.undo())
 	}
-	return g, dir, nil
+	return dir, nil
 }
 
 // Complete is the second half. After an error there may be a process in the group, which the caller kills before Delete.
@@ -102,6 +107,22 @@ func (hs *Hierarchies) Open(parent, name string) (*Group, error) {
 	return &Group{hs: hs, path: path.Join(dir, name)}, nil
 }
 
+// Guest is g as a guest of the group above it, which nobody else's processes may be in: it has a directory only where its processes are
+// counted and killed, in the cgroup2 or, on pure v1, the freezer's. In all other hierarchies it is in the directory above, which counts
+// for it. A directory costs the kernel 10 KiB, that of the memory controller 60.
+func (g *Group) Guest() *Group {
+	guest := *g
+	guest.guest = true
+	return &guest
+}
+
+// Leaf says whether g is there with directories that a guest has not.
+func (g *Group) Leaf() bool {
+	return slices.ContainsFunc(g.hs.all, func(h *hierarchy) bool {
+		return h != g.hs.watch && unix.Faccessat(h.root, g.path, unix.F_OK, 0) == nil
+	})
+}
+
 // Path is the cgroup path of the leaf in every hierarchy: "/kubepods/podX/<id>".
 func (g *Group) Path() string { return "/" + g.path }
 
@@ -141,12 +162,18 @@ func (g *Group) dir(h *hierarchy) string {
 	if g.exec != "" && h == g.hs.watch {
 		return g.path + "/" + g.exec
 	}
+	if g.lodges(h) {
+		return above(g.path)
+	}
 	return g.path
 }
 
+// lodges says whether g has no directory in h but is in the one above.
+func (g *Group) lodges(h *hierarchy) bool { return g.guest && h != g.hs.watch }
+
 // own lists the hierarchies that have a directory of g alone.
 func (g *Group) own() []*hierarchy {
-	if g.exec != "" {
+	if g.exec != "" || g.guest {
 		return []*hierarchy{g.hs.watch}
 	}
 	return g.hs.all
@@ -174,22 +201,34 @@ func (hs *Hierarchies) Exists(dir string) bool {
 
 // makeLeaf makes g's directory in h, and those above if they are missing.
 func (g *Group) makeLeaf(h *hierarchy, res *specs.LinuxResources, announce func([]string) error) error {
-	err := mkdir(h, g.path)
+	err := g.enter(h)
 	for range 3 { // another leaf's Delete may take the parent away at the same time
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 		if err = g.makeParents(announce); err == nil {
-			err = mkdir(h, g.path)
+			err = g.enter(h)
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("make directory %s: %w", h.abs(g.path), err)
+		return fmt.Errorf("make directory %s: %w", h.abs(g.dir(h)), err)
 	}
-	if err := h.dialect.prepare(h, g.path, res); err != nil {
-		return errors.Join(err, unix.Unlinkat(h.root, g.path, unix.AT_REMOVEDIR))
+	if err := h.dialect.prepare(h, g.dir(h), res); err != nil {
+		return errors.Join(err, ignoreGone(unix.Unlinkat(h.root, g.path, unix.AT_REMOVEDIR)))
 	}
 	return nil
+}
+
+// enter makes g's directory in h, or sees that the one it is a guest of is there.
+func (g *Group) enter(h *hierarchy) error {
+	if g.lodges(h) {
+		return unix.Faccessat(h.root, g.dir(h), unix.F_OK, 0)
+	}
+	if g.guest {
+		g.hs.parents.Lock()
+		defer g.hs.parents.Unlock()
+	}
+	return mkdir(h, g.path)
 }
 
 // makeParents makes what is missing above g, in all hierarchies, so that announce is told of all of it at once.

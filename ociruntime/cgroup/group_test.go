@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -418,4 +419,89 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("New = %v, %v; want %s", hs, err, want)
 		}
 	}
+}
+
+// A guest has a directory only where it is killed; elsewhere it is in the group above, which stays when a neighbour goes.
+func TestGuest(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		parent := testParent(t, hs) + "/pod"
+		neighbour, err := hs.Create(parent, "neighbour", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := hs.Open(parent, "pause")
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := leaf.Guest()
+		dir, err := g.Begin(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = dir.Close() // nil: there is none
+		if err := neighbour.Delete(ctx(t), neighbour.created...); err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hs.all {
+			if _, err := os.Stat(h.abs("/" + above(g.path))); err != nil {
+				t.Errorf("a neighbour took what the guest is about to enter: %v", err)
+			}
+		}
+		if err := g.Complete(nil); err != nil {
+			t.Fatal(err)
+		}
+		cmd := start(t, g, "exec sleep 60")
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hs.all {
+			want := ":" + strings.Join(h.Controllers, ",") + ":" + parent + "\n"
+			if h == hs.watch {
+				want = ":" + parent + "/pause\n"
+			}
+			if !strings.Contains(string(text), want) {
+				t.Errorf("no line %q in %q", want, text)
+			}
+		}
+		if leaf.Leaf() {
+			t.Error("it is taken for a leaf")
+		}
+		if err := errors.Join(g.Kill(ctx(t)), g.Delete(ctx(t), neighbour.created...)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What is around a guest is thawed with it, its neighbours are not.
+func TestThawOfGuest(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		freezer := hs.byController["freezer"]
+		if freezer == nil {
+			t.Skip("no v1 freezer")
+		}
+		neighbour := create(t, hs, nil)
+		leaf, err := hs.Open(path.Dir(neighbour.Path()), "pause")
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := leaf.Guest()
+		pod := above(g.path)
+		for _, dir := range []string{pod, neighbour.path} {
+			if err := freezeV1(freezer, dir, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := g.Thaw(); err != nil {
+			t.Fatal(err)
+		}
+		for dir, want := range map[string]bool{pod: false, neighbour.path: true} {
+			if frozen, err := frozenItselfV1(freezer, dir); err != nil || frozen != want {
+				t.Errorf("%s frozen: %v, %v", dir, frozen, err)
+			}
+		}
+		if err := freezeV1(freezer, neighbour.path, false); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

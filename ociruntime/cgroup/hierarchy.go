@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,13 +40,15 @@ type hierarchy struct {
 	dialect dialect
 }
 
-// Hierarchies is the set of cgroup trees that leaves are made in. It does not change after it was made.
+// Hierarchies is the set of cgroup trees that leaves are made in. But for its lock it does not change after it was made.
 type Hierarchies struct {
 	mode         Mode
 	all          []*hierarchy          // the cgroup2, if any, is the last
 	byController map[string]*hierarchy // "memory" to its hierarchy
 	unified      *hierarchy            // nil on pure v1
 	watch        *hierarchy            // where processes are counted and killed: cgroup2, else freezer
+
+	parents sync.Mutex // held while what is above leaves is removed, and to make the directory of a guest, which forbids that
 }
 
 // Detect opens every cgroup hierarchy in this process' mount table. Bind mounts of subtrees are left out.

@@ -16,6 +16,7 @@ import (
 
 // podCgroup is a parent of one pod's cgroups, with limits on it, as the kubelet makes them.
 type podCgroup struct {
+	uid    string // of the pod, which names it
 	parent string // as the CRI has it
 	dir    string // below each hierarchy
 }
@@ -23,12 +24,12 @@ type podCgroup struct {
 // makePodCgroup makes a cgroup for one pod, which must be empty when the pod is gone.
 func makePodCgroup(t *testing.T) podCgroup {
 	t.Helper()
-	g := podCgroup{}
+	g := podCgroup{uid: fmt.Sprint(serial.Add(1))}
 	if suite.driver == driverSystemd {
-		name := fmt.Sprintf("%s-pod%d.slice", strings.TrimSuffix(filepath.Base(suite.cgroups), ".slice"), serial.Add(1))
+		name := strings.TrimSuffix(filepath.Base(suite.cgroups), ".slice") + "-pod" + g.uid + ".slice"
 		g.parent, g.dir = name, suite.cgroups+"/"+name
 	} else {
-		g.dir = fmt.Sprintf("%s/pod%d", suite.cgroups, serial.Add(1))
+		g.dir = suite.cgroups + "/pod" + g.uid
 		g.parent = g.dir
 	}
 	g.make(t)
@@ -82,7 +83,9 @@ func (g podCgroup) limit(t *testing.T, f cgroupFile, value, property string) {
 	f.write(t, g.dir, value)
 }
 
-func (g podCgroup) use(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = g.parent }
+func (g podCgroup) use(c *cri.PodSandboxConfig) {
+	c.Linux.CgroupParent, c.Metadata.Uid = g.parent, g.uid
+}
 
 // cgroupFile is a file of a cgroup by its name in both versions.
 type cgroupFile struct{ v1, v2 string }
