@@ -47,7 +47,7 @@ type options struct {
 }
 
 // partBound is how long one part may take.
-const partBound = 4 * time.Minute
+const partBound = 10 * time.Minute
 
 // pullBound is longer: peers take long to unpack many files.
 const pullBound = 15 * time.Minute
