@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path"
 	"slices"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/criserver/criserver/ociruntime/compile"
 	"github.com/criserver/criserver/ociruntime/mount"
+	"github.com/criserver/criserver/ociruntime/program"
 )
 
 // mounts makes everything that the spec mounts, in its order. What belongs to one of the container's
@@ -76,6 +76,40 @@ func (s *start) mount(ctx context.Context, m specs.Mount) ([]compile.Mount, erro
 	}
 	one.FD = s.own(f)
 	return []compile.Mount{one}, nil
+}
+
+// remounts says whether somebody may get at the container's mounts who can remount what is below them. With CAP_SYS_ADMIN that
+// makes a file system writable for all who have it mounted, so that there must be none that other pods have too. Whoever has it in a
+// pid namespace that the container joins can enter the container's mount namespace.
+func (s *start) remounts() bool {
+	if s.c.pod.config.UserNS != nil {
+		return false // its root has nothing to say about file systems that were made outside
+	}
+	if s.c.record.SharedPID || s.c.record.TargetPID != "" {
+		return true
+	}
+	caps := s.c.processSpec().Capabilities
+	return caps != nil && slices.Contains(slices.Concat(caps.Bounding, caps.Permitted, caps.Effective, caps.Inheritable, caps.Ambient), "CAP_SYS_ADMIN")
+}
+
+// ownCovers makes what masked paths show for a container that must not have that of all others, nil for one that may.
+func (s *start) ownCovers() (*program.FD, error) {
+	if len(s.spec.Linux.MaskedPaths) == 0 || !s.remounts() {
+		return nil, nil
+	}
+	o := mount.Options{Attr: mount.Attr{Set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}, Data: []string{"mode=755", "size=4k", "nr_inodes=3"}}
+	dir, err := mount.New("tmpfs", "tmpfs", labelled(o, s.c.pod.runtime.config.SharedLabel))
+	if err != nil {
+		return nil, err
+	}
+	fd := s.own(dir)
+	if err := makeCovers(dir); err != nil {
+		return nil, err
+	}
+	if err := mount.SetAttr(dir, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return nil, fmt.Errorf("make read-only: %w", err)
+	}
+	return &fd, nil
 }
 
 // filesystem makes any other file system; in a user namespace a tmpfs belongs to its root.
@@ -228,93 +262,6 @@ func checkPropagation(source *os.File, o mount.Options) error {
 		return fmt.Errorf("path %s is mounted, but it is not a shared or slave mount", source.Name())
 	}
 	return nil
-}
-
-// cgroups shows the container its leaf: the one hierarchy of v2, or a directory with every v1 hierarchy.
-func (s *start) cgroups(dest string, o mount.Options) ([]compile.Mount, error) {
-	if s.c.pod.runtime.Unified() {
-		return s.cgroup2(dest, o)
-	}
-	options := mount.ParseOptions([]string{"nosuid", "nodev", "noexec", "mode=755", "size=64k"})
-	dir, err := mount.New("tmpfs", "tmpfs", labelled(options, s.c.record.Label))
-	if err != nil {
-		return nil, err
-	}
-	all := []compile.Mount{{What: "mount tmpfs", Destination: dest, FD: s.own(dir)}}
-	paths := s.c.group.Paths()
-	made := map[string]string{} // directory of the host -> name in the container
-	for _, controller := range slices.Sorted(maps.Keys(paths)) {
-		name := hierarchyName(controller)
-		if first, ok := made[paths[controller]]; ok { // controllers that are mounted together
-			if err := unix.Symlinkat(first, int(dir.Fd()), name); err != nil {
-				return nil, fmt.Errorf("link %s: %w", name, err)
-			}
-			continue
-		}
-		m, err := s.cgroup1(dir, name, paths[controller], o)
-		if err != nil {
-			return nil, err
-		}
-		made[paths[controller]] = name
-		m.Destination = dest + "/" + name
-		all = append(all, m)
-	}
-	if err := s.chown(dir, ""); err != nil {
-		return nil, err
-	}
-	if err := mount.SetAttr(dir, false, unix.MountAttr{Attr_set: o.Attr.Set, Attr_clr: o.Attr.Clear}); err != nil {
-		return nil, fmt.Errorf("set attributes: %w", err)
-	}
-	return all, nil
-}
-
-// cgroup2 is made by the child in its cgroup namespace. Without one that would change the options of the host's cgroup2,
-// so that the host's mount is cloned.
-func (s *start) cgroup2(dest string, o mount.Options) ([]compile.Mount, error) {
-	one := compile.Mount{What: "mount cgroup2", Destination: dest}
-	if hasNamespace(s.spec.Linux, specs.CgroupNamespace) {
-		one.Make = &compile.Filesystem{Type: "cgroup2", Source: "cgroup", Options: mount.Options{Attr: o.Attr}}
-		return []compile.Mount{one}, nil
-	}
-	clone, err := bindCgroup(s.c.pod.runtime.config.Cgroups.List()[0].MountPoint, o.Attr)
-	if err != nil {
-		return nil, err
-	}
-	one.FD = s.own(clone)
-	return []compile.Mount{one}, nil
-}
-
-// bindCgroup clones a directory of a cgroup hierarchy.
-func bindCgroup(hostPath string, attr mount.Attr) (*os.File, error) {
-	source, err := mount.OpenSource(hostPath)
-	if err != nil {
-		return nil, err
-	}
-	defer source.Close()
-	clone, err := mount.Bind(source, mount.Options{Attr: attr}, nil)
-	if err != nil {
-		return nil, fmt.Errorf("bind %s: %w", hostPath, err)
-	}
-	return clone, nil
-}
-
-// hierarchyName is the usual name of a mount point below /sys/fs/cgroup.
-func hierarchyName(controller string) string {
-	if controller == "" {
-		return "unified"
-	}
-	return strings.TrimPrefix(controller, "name=")
-}
-
-func (s *start) cgroup1(dir *os.File, name, hostPath string, o mount.Options) (compile.Mount, error) {
-	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil {
-		return compile.Mount{}, fmt.Errorf("mkdir %s: %w", name, err)
-	}
-	clone, err := bindCgroup(hostPath, o.Attr)
-	if err != nil {
-		return compile.Mount{}, err
-	}
-	return compile.Mount{What: "mount cgroup " + name, FD: s.own(clone)}, nil
 }
 
 // prepareRoot makes what must be there before the mounts: the working directory and device nodes outside /dev.

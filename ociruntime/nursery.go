@@ -33,11 +33,12 @@ type bornOrNot struct {
 }
 
 // newNursery builds the namespace. pauseBinary is a path of the host; dir is any directory of the host, on which the
-// new root is attached for a moment, in the new namespace only. label is the SELinux label of what covers masked paths.
-func newNursery(pauseBinary, dir, label string) (*nursery, error) {
+// new root is attached for a moment, in the new namespace only. label is the SELinux label of what covers masked paths, places
+// what containers have below /sys/fs/cgroup.
+func newNursery(pauseBinary, dir, label string, places []hierarchyPlace) (*nursery, error) {
 	n := &nursery{births: make(chan birth), closed: make(chan struct{})}
 	ready := make(chan error)
-	go kernel.Apart(func() { n.live(pauseBinary, dir, label, ready) })
+	go kernel.Apart(func() { n.live(pauseBinary, dir, label, places, ready) })
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("build the minimal mount namespace: %w", err)
 	}
@@ -45,8 +46,8 @@ func newNursery(pauseBinary, dir, label string) (*nursery, error) {
 }
 
 // live is what the thread does; nothing else runs in its namespace.
-func (n *nursery) live(pauseBinary, dir, label string, ready chan<- error) {
-	err := buildMinimalNamespace(pauseBinary, dir, label)
+func (n *nursery) live(pauseBinary, dir, label string, places []hierarchyPlace, ready chan<- error) {
+	err := buildMinimalNamespace(pauseBinary, dir, label, places)
 	if err == nil {
 		n.ns, err = os.Open(ownMountNamespace)
 	}
@@ -117,7 +118,7 @@ func (n *nursery) fork(argv []string, attr syscall.ProcAttr) (int, error) {
 	return r.pid, r.err
 }
 
-func buildMinimalNamespace(pauseBinary, dir, label string) error {
+func buildMinimalNamespace(pauseBinary, dir, label string, places []hierarchyPlace) error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
@@ -138,6 +139,9 @@ func buildMinimalNamespace(pauseBinary, dir, label string) error {
 	if err := attachBelow(root, pauseBinary, label); err != nil {
 		return err
 	}
+	if err := attachCgroupDir(root, places); err != nil {
+		return fmt.Errorf("attach %s: %w", compile.CgroupDir, err)
+	}
 	if err := mount.SetAttr(root, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 		return fmt.Errorf("make the root read-only: %w", err)
 	}
@@ -146,22 +150,49 @@ func buildMinimalNamespace(pauseBinary, dir, label string) error {
 
 // furnish creates the places that package compile names.
 func furnish(root *os.File) error {
-	for _, d := range []string{compile.ProcDir, compile.SysDir, compile.NewRoot, compile.EmptyDir} {
+	for _, d := range []string{compile.ProcDir, compile.SysDir, compile.NewRoot, compile.CgroupDir} {
 		if err := unix.Mkdirat(int(root.Fd()), d[1:], 0o755); err != nil {
 			return fmt.Errorf("mkdir %s: %w", d, err)
 		}
 	}
-	if err := unix.Mknodat(int(root.Fd()), compile.NullFile[1:], unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
-		return fmt.Errorf("mknod %s: %w", compile.NullFile, err)
-	}
-	if err := unix.Fchmodat(int(root.Fd()), compile.NullFile[1:], 0o666, 0); err != nil {
-		return fmt.Errorf("chmod %s: %w", compile.NullFile, err)
+	if err := makeCovers(root); err != nil {
+		return err
 	}
 	fd, err := unix.Openat(int(root.Fd()), compile.PauseExe[1:], unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o755)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", compile.PauseExe, err)
 	}
 	return unix.Close(fd)
+}
+
+// makeCovers makes the places of what masked paths show.
+func makeCovers(dir *os.File) error {
+	if err := unix.Mkdirat(int(dir.Fd()), compile.EmptyDir[1:], 0o755); err != nil {
+		return fmt.Errorf("mkdir %s: %w", compile.EmptyDir, err)
+	}
+	if err := unix.Mknodat(int(dir.Fd()), compile.NullFile[1:], unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		return fmt.Errorf("mknod %s: %w", compile.NullFile, err)
+	}
+	if err := unix.Fchmodat(int(dir.Fd()), compile.NullFile[1:], 0o666, 0); err != nil {
+		return fmt.Errorf("chmod %s: %w", compile.NullFile, err)
+	}
+	return nil
+}
+
+// attachCgroupDir makes what is below /sys/fs/cgroup of most containers, unless there is one hierarchy only.
+func attachCgroupDir(root *os.File, places []hierarchyPlace) error {
+	if len(places) == 0 {
+		return nil
+	}
+	dir, err := newCgroupDir(places, "")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := mount.SetAttr(dir, false, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return err
+	}
+	return unix.MoveMount(int(dir.Fd()), "", int(root.Fd()), compile.CgroupDir[1:], unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // attachBelow mounts a full proc and sysfs, an empty directory and the pause binary in the attached root.

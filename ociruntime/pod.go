@@ -71,6 +71,7 @@ type Pod struct {
 	reaper  *os.File      // pidfd of PID 1 of the shared pid namespace, or nil
 	shm     *os.File      // tmpfs, or nil with the host's ipc namespace
 	shmNS   *os.File      // mount namespace that shm is attached in alone; nil: it is detached, or attached on the host
+	native  bool          // its pause was born in the minimal namespace of this Runtime, not of an earlier one
 	exited  chan struct{}
 	turn    chan struct{} // has one value; whoever makes the shared pid namespace takes it meanwhile
 

@@ -43,6 +43,7 @@ type Runtime struct {
 	caps     capabilitySet
 	own      inheritance
 	foreign  *mount.Foreign
+	places   []hierarchyPlace // not in unified mode
 	lastTask atomic.Uint64
 	endings  endings
 	aheads   atomic.Int32 // starts that began with the creation
@@ -74,11 +75,15 @@ func New(c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := newNursery(c.PauseBinary, c.WorkDir, c.SharedLabel)
+	var places []hierarchyPlace
+	if c.Cgroups.Mode() != cgroup.V2 {
+		places = hierarchyPlaces(c.Cgroups.List())
+	}
+	n, err := newNursery(c.PauseBinary, c.WorkDir, c.SharedLabel, places)
 	if err != nil {
 		return nil, errors.Join(err, foreign.Close())
 	}
-	r := &Runtime{config: c, nursery: n, caps: caps, own: own, foreign: foreign, sourceBound: sourceBound}
+	r := &Runtime{config: c, nursery: n, caps: caps, own: own, foreign: foreign, places: places, sourceBound: sourceBound}
 	// Tasks that an earlier criserver numbered must not come again.
 	r.lastTask.Store(uint64(time.Now().UnixNano()))
 	return r, nil

@@ -164,6 +164,10 @@ func (s *start) compile(ctx context.Context, root program.FD) (*program.Program,
 	if err != nil {
 		return nil, err
 	}
+	covers, err := s.ownCovers()
+	if err != nil {
+		return nil, fmt.Errorf("make what covers masked paths: %w", err)
+	}
 	process.Stdio = s.stdio
 	linux := s.spec.Linux
 	in := compile.Container{
@@ -172,6 +176,7 @@ func (s *start) compile(ctx context.Context, root program.FD) (*program.Program,
 		RootReadonly: s.spec.Root != nil && s.spec.Root.Readonly,
 		Mounts:       mounts,
 		Masked:       linux.MaskedPaths,
+		Covers:       covers,
 		Readonly:     linux.ReadonlyPaths,
 		CgroupNS:     hasNamespace(linux, specs.CgroupNamespace),
 		Console:      s.console,

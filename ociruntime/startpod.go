@@ -34,6 +34,7 @@ func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
 // and what criserver prepares meanwhile, go on side by side.
 func (r *Runtime) StartPod(ctx context.Context, c PodConfig) (_ *Pod, err error) {
 	p := r.newPod(c)
+	p.native = true
 	defer func() {
 		if err != nil {
 			undo, cancel := undoing(ctx)

@@ -21,6 +21,7 @@ type Container struct {
 	Mounts       []Mount   // parents first
 	Anteroom     *Anteroom // nil: no mount comes from there
 	Masked       []string
+	Covers       *program.FD // a detached directory with EmptyDir and NullFile, which masked paths show; nil: those that all share
 	Readonly     []string
 	CgroupNS     bool                     // a cgroup namespace whose root is the leaf
 	Console      bool                     // the terminal also appears as /dev/console
@@ -46,7 +47,10 @@ func Start(c Container) (*program.Program, error) {
 	if c.CgroupNS {
 		b.Call("create the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
-	t := tree{b, c.Root}
+	t := tree{b: b, root: c.Root}
+	if c.Covers != nil {
+		t.ownCovers(*c.Covers)
+	}
 	if c.Anteroom != nil {
 		wait(b, c.Anteroom.Sync, "what attaches volumes")
 	}

@@ -97,6 +97,12 @@ func TestGolden(t *testing.T) {
 			c.Tasks = nil
 			c.Mounts = []Mount{{What: "mount cgroup2", Destination: "/sys/fs/cgroup", Make: &Filesystem{Type: "cgroup2", Source: "cgroup", Options: mount.ParseOptions([]string{"ro"})}}}
 		}},
+		{"shared-cgroup-dir", func(c *Container) {
+			c.Mounts = []Mount{{What: "mount tmpfs", Destination: "/sys/fs/cgroup", Clone: &Clone{Of: CgroupDir, Attr: mount.ParseOptions([]string{"ro"}).Attr}}}
+		}},
+		{"own-covers", func(c *Container) {
+			c.Mounts, c.Covers = nil, new(program.FD(9))
+		}},
 		{"mqueue-label", func(c *Container) {
 			c.Mounts = []Mount{{What: "mount mqueue", Destination: "/dev/mqueue", Make: &Filesystem{Type: "mqueue", Source: "mqueue", Label: "u:r:t:s0"}}}
 		}},

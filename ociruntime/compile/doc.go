@@ -11,10 +11,11 @@ package compile
 
 // Places in the minimal mount namespace.
 const (
-	ProcDir  = "/proc"  // a full proc, without which the kernel refuses another one to a user namespace
-	SysDir   = "/s"     // a full sysfs, for the same reason
-	NewRoot  = "/new"   // where the container's root is attached
-	EmptyDir = "/empty" // an empty read-only tmpfs: what masked directories show
-	NullFile = "/null"  // a null device of our own: what masked files show
-	PauseExe = "/pause" // the pause binary, read-only
+	ProcDir   = "/proc"   // a full proc, without which the kernel refuses another one to a user namespace
+	SysDir    = "/s"      // a full sysfs, for the same reason
+	NewRoot   = "/new"    // where the container's root is attached
+	CgroupDir = "/cgroup" // with v1: a read-only tmpfs with a directory for each hierarchy
+	EmptyDir  = "/empty"  // an empty read-only tmpfs: what masked directories show
+	NullFile  = "/null"   // a null device of our own: what masked files show
+	PauseExe  = "/pause"  // the pause binary, read-only
 )

@@ -24,8 +24,15 @@ type Mount struct {
 	Destination string // absolute, inside the container
 	FD          program.FD
 	Make        *Filesystem // instead of FD
+	Clone       *Clone      // instead of FD
 	Place       string      // instead of FD: it is attached already, there in the anteroom
 	File        bool        // what to create at Destination if nothing is there: a file, else a directory
+}
+
+// Clone is of a mount in the minimal mount namespace, which many containers have.
+type Clone struct {
+	Of   string
+	Attr mount.Attr
 }
 
 // Anteroom is a directory of mounts that criserver attaches in the child's mount namespace, on NewRoot, while the child waits.
@@ -45,6 +52,8 @@ const (
 type tree struct {
 	b    *program.Builder
 	root program.FD
+
+	covers string // where EmptyDir and NullFile are
 }
 
 // open resolves a path inside the root.
@@ -67,6 +76,10 @@ func (t tree) attachAll(mounts []Mount, anteroom *Anteroom) {
 		switch {
 		case m.Make != nil:
 			t.attach(what, t.make(what, m.Make), m.Destination, m.File)
+		case m.Clone != nil:
+			clone := t.clone(what, m.Clone.Of)
+			t.setattr(what, clone, false, unix.MountAttr{Attr_set: m.Clone.Attr.Set, Attr_clr: m.Clone.Attr.Clear})
+			t.attach(what, clone, m.Destination, m.File)
 		case m.Place != "":
 			target := t.destination(what, m.Destination, m.File)
 			t.b.Call(what, unix.SYS_MOVE_MOUNT, anteroom.Dir, program.String(m.Place), target, program.String(""), unix.MOVE_MOUNT_T_EMPTY_PATH)
@@ -147,16 +160,26 @@ func (t tree) mask(p string) {
 	file, end := t.b.NewLabel(), t.b.NewLabel()
 	target := t.b.NewSlot()
 	t.open(what, p, unix.O_PATH|unix.O_DIRECTORY, 0).In(target).Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(file)
-	t.cover(what, EmptyDir, target).ThenTo(end)
+	t.cover(what, t.covers+EmptyDir, target).ThenTo(end)
 	t.b.Place(file)
 	t.open(what, p, unix.O_PATH, 0).In(target).Tolerate(unix.ENOENT, unix.ENOTDIR).ElseTo(end)
-	t.cover(what, NullFile, target)
+	t.cover(what, t.covers+NullFile, target)
 	t.b.Place(end)
 }
 
 func (t tree) cover(what, with string, target program.Slot) program.Call {
-	clone := t.b.Call(what, unix.SYS_OPEN_TREE, unix.AT_FDCWD, program.String(with), cloneFlags).Keep()
-	return t.b.Call(what, unix.SYS_MOVE_MOUNT, clone, program.String(""), target, program.String(""), moveFlags)
+	return t.b.Call(what, unix.SYS_MOVE_MOUNT, t.clone(what, with), program.String(""), target, program.String(""), moveFlags)
+}
+
+// clone emits the cloning of what is at a place of the minimal mount namespace.
+func (t tree) clone(what, place string) program.Slot {
+	return t.b.Call(what, unix.SYS_OPEN_TREE, unix.AT_FDCWD, program.String(place), cloneFlags).Keep()
+}
+
+// ownCovers attaches, for this child alone, a directory in which EmptyDir and NullFile are.
+func (t *tree) ownCovers(dir program.FD) {
+	t.b.Call("attach what masked paths show", unix.SYS_MOVE_MOUNT, dir, program.String(""), unix.AT_FDCWD, program.String(EmptyDir), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	t.covers = EmptyDir
 }
 
 // setattr emits mount_setattr on the mount behind a descriptor.
