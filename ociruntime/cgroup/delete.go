@@ -80,24 +80,23 @@ func (g *Group) removeChildren(ctx context.Context, h *hierarchy, dir string) er
 	return nil
 }
 
-// removeParents removes those of the absolute directories, innermost first, that are above g and hold nothing. One that has a
-// leaf where processes are watched stays everywhere: a guest may be about to enter it.
+// removeParents removes those of the absolute directories, innermost first, that are above g and hold nothing. While another leaf
+// stands beside g where processes are watched, all stay: it may be that of a guest, which is about to enter them.
 func (g *Group) removeParents(created []string) {
 	if len(created) == 0 {
 		return
 	}
 	g.hs.parents.Lock()
 	defer g.hs.parents.Unlock()
-	for _, h := range append([]*hierarchy{g.hs.watch}, g.hs.all...) {
-		for _, dir := range slices.Backward(created) {
+	if leaves, err := g.hs.watch.children(above(g.path)); err == nil && len(leaves) > 0 {
+		return
+	}
+	for _, dir := range slices.Backward(created) {
+		for _, h := range g.hs.all {
 			rel, inside := strings.CutPrefix(dir, strings.TrimSuffix(h.MountPoint, "/")+"/")
-			if !inside || !strings.HasPrefix(g.path, rel+"/") {
-				continue
+			if inside && strings.HasPrefix(g.path, rel+"/") {
+				_ = unix.Unlinkat(h.root, rel, unix.AT_REMOVEDIR) // busy: another leaf, or the kubelet's
 			}
-			if leaves, err := g.hs.watch.children(rel); err == nil && len(leaves) > 0 {
-				continue
-			}
-			_ = unix.Unlinkat(h.root, rel, unix.AT_REMOVEDIR) // busy: another leaf, or the kubelet's
 		}
 	}
 }
