@@ -9,49 +9,79 @@ import (
 	"sync"
 )
 
-// counterFile is a control file with counters. parse says whether the text was what it should be; it does not allocate.
+// counterFile is a control file with counters. parse says whether the text was what it should be; it does not allocate. It gets none of a file
+// that is not there: pressure can be switched off.
 type counterFile struct {
 	controller string // "": there in every group of a cgroup2
 	name       string
 	kinds      Counters // all of which must be wanted
 	parse      func(s *Stats, text []byte) bool
-	told       func(s *Stats) bool // whether files before it have told all that it says; nil: they never do
+	known      known // nil: never
+}
+
+// known says whether a file need not be read, because s has what it says: files before it have told, or was, an earlier reading since which
+// no task of the group has run; nil is none.
+type known func(s, was *Stats) bool
+
+// asWas is of what only tasks of the group change.
+func asWas(_, was *Stats) bool { return was != nil }
+
+// asSet is of limits that nobody sets but we.
+func asSet(s, was *Stats) bool { return was != nil && s.changes == was.changes }
+
+// asCharged is of what changes when memory is charged or given back.
+func asCharged(s, was *Stats) bool { return was != nil && s.Memory.Usage == was.Memory.Usage }
+
+// asCalm is of pressure for which a task waits after it has run. It lasts if no average is left that has to become smaller: nobody waits now,
+// which would show. Where pressure was switched off, that of the processor is gone, too.
+func asCalm(s, was *Stats) bool { return was != nil && s.Pressure.Known.CPU && was.Calm() }
+
+// asLeast is of a limit of v1 that others may set, too: memory.stat gives the least of the group's and those above. Without any there is none of the
+// group's own.
+func asLeast(of func(*Stats) *uint64) known {
+	return func(s, was *Stats) bool {
+		least := *of(s)
+		return least == NoLimit || asSet(s, was) && least == *of(was)
+	}
 }
 
 var v1CounterFiles = []counterFile{
-	{"cpuacct", "cpuacct.usage", CPU, single(func(s *Stats) *uint64 { return &s.CPU.Usage }), nil},
-	{"cpuacct", "cpuacct.stat", Own, keyed((*Stats).setCPUTicks), nil},
-	{"cpu", "cpu.stat", Own, keyed((*Stats).setCPU), nil},
+	{"cpuacct", "cpuacct.usage", CPU, single(func(s *Stats) *uint64 { return &s.CPU.Usage }), asWas},
+	{"cpuacct", "cpuacct.stat", Details, keyed((*Stats).setCPUTicks), asWas},
+	{"cpu", "cpu.stat", Details, keyed((*Stats).setCPU), asWas},
 	{"memory", "memory.usage_in_bytes", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage }), nil},
 	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV1), nil},
-	{"memory", "memory.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit }), func(s *Stats) bool { return s.Memory.Limit == NoLimit }},
-	{"memory", "memory.memsw.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.memsw }), func(s *Stats) bool { return s.memsw == NoLimit }},
-	{"memory", "memory.max_usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak }), nil},
-	{"memory", "memory.kmem.usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Kernel }), nil},
-	{"memory", "memory.soft_limit_in_bytes", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), nil},
-	{"memory", "memory.failcnt", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.AtLimit }), nil},
-	{"memory", "memory.oom_control", Own, keyed((*Stats).setMemoryEvent), nil},
+	{"memory", "memory.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit }), asLeast(func(s *Stats) *uint64 { return &s.least })},
+	{"memory", "memory.memsw.limit_in_bytes", Memory, limit(func(s *Stats) *uint64 { return &s.memsw }), asLeast(func(s *Stats) *uint64 { return &s.leastSwap })},
+	{"memory", "memory.max_usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak }), asCharged},
+	{"memory", "memory.kmem.usage_in_bytes", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Kernel }), asCharged},
+	{"memory", "memory.soft_limit_in_bytes", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), asSet},
+	{"memory", "memory.failcnt", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.AtLimit }), asCharged},
+	{"memory", "memory.oom_control", Details, keyed((*Stats).setMemoryEvent), asWas},
 	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current }), nil},
-	{"pids", "pids.max", Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
-	{"blkio", "blkio.throttle.io_serviced_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.Reads, &d.Writes }), nil},
-	{"blkio", "blkio.throttle.io_service_bytes_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.ReadBytes, &d.WriteBytes }), func(s *Stats) bool { return len(s.IO) == 0 }},
+	{"pids", "pids.max", Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), asSet},
+	{"blkio", "blkio.throttle.io_serviced_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.Reads, &d.Writes }), asWas},
+	{"blkio", "blkio.throttle.io_service_bytes_recursive", Details, deviceLines(func(d *DeviceIO) (read, write *uint64) { return &d.ReadBytes, &d.WriteBytes }),
+		func(s, was *Stats) bool { return was != nil || len(s.IO) == 0 }},
 }
 
+// Of a cgroup2, files that are written back later count for it: io.stat is always read. So is memory.events: at its limit, a group fails to
+// be charged for what the network brings it.
 var v2CounterFiles = []counterFile{
-	{"", "cpu.stat", CPU, keyed((*Stats).setCPU), nil},
-	{"", "cpu.pressure", CPUPressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.CPU, &p.Known.CPU }), nil},
-	{"", "memory.pressure", WaitPressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.Memory, &p.Known.Memory }), nil},
-	{"", "io.pressure", WaitPressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.IO, &p.Known.IO }), nil},
+	{"", "cpu.stat", CPU, keyed((*Stats).setCPU), asWas},
+	{"", "cpu.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.CPU, &p.Known.CPU }), nil},
+	{"", "memory.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.Memory, &p.Known.Memory }), asCalm},
+	{"", "io.pressure", Pressure, pressure(func(p *PressureStats) (*Stall, *bool) { return &p.IO, &p.Known.IO }), asCalm},
 	{"memory", "memory.current", Memory, single(func(s *Stats) *uint64 { return &s.Memory.Usage }), nil},
 	{"memory", "memory.max", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.Limit }), nil},
 	{"memory", "memory.stat", Memory, keyed((*Stats).setMemoryV2), nil},
 	{"memory", "memory.swap.current", Memory, swapCurrent, nil},
 	{"memory", "memory.swap.max", Memory, limit(func(s *Stats) *uint64 { return &s.Memory.SwapLimit }), nil},
-	{"memory", "memory.peak", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak }), nil},
-	{"memory", "memory.low", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), nil},
+	{"memory", "memory.peak", Memory | Details, single(func(s *Stats) *uint64 { return &s.Memory.Peak }), asCharged},
+	{"memory", "memory.low", Memory | Details, limit(func(s *Stats) *uint64 { return &s.Memory.Reservation }), asSet},
 	{"memory", "memory.events", Memory | Details, keyed((*Stats).setMemoryEvent), nil},
 	{"pids", "pids.current", Tasks, single(func(s *Stats) *uint64 { return &s.Tasks.Current }), nil},
-	{"pids", "pids.max", Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), nil},
+	{"pids", "pids.max", Details, limit(func(s *Stats) *uint64 { return &s.Tasks.Limit }), asSet},
 	{"io", "io.stat", Details, ioStat, nil},
 }
 
@@ -111,13 +141,13 @@ func (s *Stats) setMemoryV1(key []byte, n uint64) {
 		m.Major = n
 	case "total_inactive_file":
 		m.InactiveFile = n
-	case "hierarchical_memory_limit": // of the group and those above it: without any there is none of the group's own
-		if n >= uint64(unlimited) {
-			m.Limit = NoLimit
+	case "hierarchical_memory_limit":
+		if s.least = n; n >= uint64(unlimited) {
+			s.least, m.Limit = NoLimit, NoLimit
 		}
 	case "hierarchical_memsw_limit":
-		if n >= uint64(unlimited) {
-			s.memsw = NoLimit
+		if s.leastSwap = n; n >= uint64(unlimited) {
+			s.leastSwap, s.memsw = NoLimit, NoLimit
 		}
 	}
 }
@@ -203,6 +233,7 @@ func keyed(set func(s *Stats, key []byte, n uint64)) func(*Stats, []byte) bool {
 func pressure(field func(*PressureStats) (*Stall, *bool)) func(*Stats, []byte) bool {
 	return func(s *Stats, text []byte) bool {
 		stall, known := field(&s.Pressure)
+		*known = false
 		for len(text) > 0 {
 			var line, word []byte
 			line, text = cutLine(text)
@@ -285,6 +316,7 @@ func deviceLines(field func(*DeviceIO) (read, write *uint64)) func(*Stats, []byt
 
 // ioStat reads v2's "8:0 rbytes=0 wbytes=4096 rios=0 wios=1 dbytes=0 dios=0". A device without numbers is listed as well.
 func ioStat(s *Stats, text []byte) bool {
+	s.IO = nil
 	for len(text) > 0 {
 		var line []byte
 		line, text = cutLine(text)
@@ -365,7 +397,8 @@ func hugeSize(kb uint64) string {
 
 // countHugePages counts each size. Of v1, a group that never had pages of a size has none now.
 func (r *counting) countHugePages(s *Stats) error {
-	one := counterFile{kinds: Own}
+	one := counterFile{kinds: Details}
+	s.Huge = nil
 	read := func(name string, to *uint64) error {
 		one.parse = single(func(*Stats) *uint64 { return to })
 		return r.count(&one, name, s)

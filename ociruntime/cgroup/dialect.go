@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -73,6 +74,7 @@ func (g *Group) apply(res *specs.LinuxResources, undo *Undo) error {
 	if res == nil {
 		return nil
 	}
+	defer atomic.AddUint32(&g.changes, 1)
 	if err := unsupported(res); err != nil {
 		return unfit(err)
 	}

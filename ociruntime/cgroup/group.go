@@ -23,6 +23,7 @@ type Group struct {
 	guest   bool         // see Guest
 	created []string     // absolute directories above the leaf that were made for it, outermost first
 	made    []*hierarchy // by Begin and Complete
+	changes uint32       // of limits so far; atomic
 }
 
 // Create makes the leaf name below parent in every hierarchy and sets its limits, before any process is there.

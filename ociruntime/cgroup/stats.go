@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,23 +18,18 @@ type Counters uint8
 
 // Kinds of counters.
 const (
-	CPU          Counters = 1 << iota // time used; one file
-	Memory                            // usage, limit and memory.stat; v1 two files, four with limits, v2 five
-	Tasks                             // how many there are; one file
-	CPUPressure                       // stall information of a cgroup2: how long tasks waited for a processor, which is others' doing; one file
-	WaitPressure                      // the same of memory and I/O, for which a task waits after it has run; two files
-	Details                           // what metrics want besides, of memory, tasks and I/O; v1 six files, seven after I/O, v2 five
-	Own                               // what metrics want besides, and what changes only if a task of the group runs; v1 three files, v2 none, and huge pages
+	CPU      Counters = 1 << iota // time used; one file
+	Memory                        // usage, limit and memory.stat; v1 two files, four with limits, v2 five
+	Tasks                         // how many there are; one file
+	Pressure                      // stall information of a cgroup2; three files
+	Details                       // what metrics want besides; v1 nine files, ten after I/O, v2 five, and those of huge pages
 )
-
-// Pressure is all stall information.
-const Pressure = CPUPressure | WaitPressure
 
 // NoLimit is the value of a limit that is not set.
 const NoLimit = math.MaxUint64
 
 // Stats are the counters of a group, its subgroups included. What was not asked for and what this kernel does not count is
-// zero. A Stats can be used again for another group, which saves allocating.
+// zero.
 type Stats struct {
 	Known    Counters // of what was wanted, the kinds that the kernel counts here
 	CPU      CPUStats
@@ -43,14 +39,16 @@ type Stats struct {
 	IO       []DeviceIO
 	Huge     []HugePages
 
-	memsw uint64 // v1: limit of memory and swap together
+	changes          uint32 // of limits before it was read
+	memsw            uint64 // v1: limit of memory and swap together
+	least, leastSwap uint64 // v1: least limit of the group and those above, of memory, and of it and swap
 }
 
 // StatsBuffer is what reading needs for a moment. It has room for every control file with counters: the longest, io.stat,
 // needs 100 bytes a device.
 type StatsBuffer [16 << 10]byte
 
-// CPUStats are of processor time, in nanoseconds. Of v1, all but Usage is Own.
+// CPUStats are of processor time, in nanoseconds. Of v1, all but Usage is Details.
 type CPUStats struct {
 	Usage, User, System uint64
 	Periods, Throttled  uint64 // how many there were
@@ -71,7 +69,7 @@ type MemoryStats struct {
 	Peak, Kernel    uint64 // Details. In v2 Peak is 0 before Linux 5.19
 	Reservation     uint64 // Details. v1's soft limit, v2's memory.low; 0 and NoLimit are none
 	AtLimit         uint64 // Details. How often the limit was hit
-	OOMKill         uint64 // of v1 Own, of v2 Details. How often a process was killed for want of memory
+	OOMKill         uint64 // Details. How often a process was killed for want of memory
 }
 
 // TaskStats count threads.
@@ -104,7 +102,7 @@ type DeviceIO struct {
 	Reads, Writes         uint64
 }
 
-// HugePages is how much the group has in huge pages of one size. They are Own as long as it has none: others can take them away.
+// HugePages is how much the group has in huge pages of one size.
 type HugePages struct {
 	Size  string // "2MB", as in the names of files
 	Usage uint64
@@ -113,14 +111,21 @@ type HugePages struct {
 
 // Stats reads the counters that are wanted into s. The error is fs.ErrNotExist if the group is gone.
 func (g *Group) Stats(want Counters, s *Stats, buf *StatsBuffer) error {
-	*s = Stats{IO: s.IO[:0], Huge: s.Huge[:0]}
-	return g.MoreStats(want, s, buf)
+	*s = Stats{}
+	return g.MoreStats(want, s, nil, buf)
 }
 
-// MoreStats is Stats for an s that has other counters of the same group, which stay.
-func (g *Group) MoreStats(want Counters, s *Stats, buf *StatsBuffer) error {
+// MoreStats adds counters to those that s has of the same group. was may be an earlier reading that had all of these, if since some seconds
+// before it no task of the group has run: what can only have changed by that, or by an Update of g since, is not read again, but as it was.
+func (g *Group) MoreStats(want Counters, s, was *Stats, buf *StatsBuffer) error {
+	if was != nil {
+		known := s.Known
+		*s = *was
+		s.Known = known
+	}
+	s.changes = atomic.LoadUint32(&g.changes)
 	for _, h := range g.hs.all {
-		if err := g.countIn(h, want, s, buf); err != nil {
+		if err := g.countIn(h, want, s, was, buf); err != nil {
 			return err
 		}
 	}
@@ -132,18 +137,16 @@ func (g *Group) MoreStats(want Counters, s *Stats, buf *StatsBuffer) error {
 }
 
 // countIn reads the files of one hierarchy.
-func (g *Group) countIn(h *hierarchy, want Counters, s *Stats, buf *StatsBuffer) error {
+func (g *Group) countIn(h *hierarchy, want Counters, s, was *Stats, buf *StatsBuffer) error {
 	files := h.dialect.counterFiles()
 	wanted := func(f *counterFile) bool { return f.kinds&^want == 0 && h.counts(f, g.hs.mode) }
-	huge := want&Own != 0 && g.hs.byController["hugetlb"] == h
+	known := func(f *counterFile) bool { return f.known != nil && f.known(s, was) }
+	huge := want&Details != 0 && g.hs.byController["hugetlb"] == h && (was == nil || was.hasHugePages())
 	n := 0
 	for i := range files {
-		if files[i].told == nil && wanted(&files[i]) {
+		if f := &files[i]; wanted(f) && !known(f) {
 			n++
 		}
-	}
-	if n == 0 && !huge {
-		return nil
 	}
 	r := counting{h: h, dir: g.dir(h), root: h.root, buf: buf}
 	if n >= worthOpening || huge {
@@ -153,10 +156,15 @@ func (g *Group) countIn(h *hierarchy, want Counters, s *Stats, buf *StatsBuffer)
 		defer r.leave()
 	}
 	for i := range files {
-		if f := &files[i]; wanted(f) && (f.told == nil || !f.told(s)) {
+		f := &files[i]
+		switch {
+		case !wanted(f):
+		case !known(f):
 			if err := r.count(f, f.name, s); err != nil {
 				return err
 			}
+		case was != nil:
+			s.Known |= f.kinds & was.Known
 		}
 	}
 	if huge {
@@ -217,6 +225,7 @@ func (r *counting) count(f *counterFile, name string, s *Stats) error {
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EOPNOTSUPP):
+		f.parse(s, nil)
 		return nil
 	default:
 		return fmt.Errorf("read %s: %w", r.h.abs(r.dir, name), err)
@@ -250,41 +259,16 @@ func (r *counting) read(name string) ([]byte, error) {
 	return text, nil
 }
 
-// Lasting says which of the counters stay as they are until a task of the group runs, if none has for some seconds: then those of its
-// time do. Pressure does if no average is left that has to become smaller: nobody waits for memory or I/O now, which would show.
-// Own does if there are no huge pages.
-func (s *Stats) Lasting() Counters {
-	kinds := CPU
-	if !slices.ContainsFunc(s.Huge, func(h HugePages) bool { return h.Usage > 0 }) {
-		kinds |= Own
-	}
-	if p := &s.Pressure; p.Memory.calm() && p.IO.calm() {
-		kinds |= WaitPressure
-	}
-	return s.Known & kinds
-}
+// Calm says that no task of the group waits for memory or I/O, nor has in the last minutes.
+func (s *Stats) Calm() bool { return s.Pressure.Memory.calm() && s.Pressure.IO.calm() }
 
 func (s *Stall) calm() bool { return s.Some.calm() && s.Full.calm() }
 
 func (t *StallTime) calm() bool { return t.Avg10 == 0 && t.Avg60 == 0 && t.Avg300 == 0 }
 
-// Keep takes those kinds of counters that were lasting in an earlier reading of the same group, which has not run since.
-func (s *Stats) Keep(kinds Counters, earlier *Stats) {
-	if s.Known&CPUPressure == 0 { // it is switched off now
-		kinds &^= WaitPressure
-	}
-	s.Known |= kinds
-	c, was := &s.CPU, &earlier.CPU // counters do not go back, and v2 may have read them again
-	c.Usage, c.User, c.System = max(c.Usage, was.Usage), max(c.User, was.User), max(c.System, was.System)
-	c.Periods, c.Throttled, c.ThrottledTime = max(c.Periods, was.Periods), max(c.Throttled, was.Throttled), max(c.ThrottledTime, was.ThrottledTime)
-	if kinds&Own != 0 {
-		s.Memory.OOMKill = max(s.Memory.OOMKill, earlier.Memory.OOMKill)
-		s.Huge = append(s.Huge[:0], earlier.Huge...)
-	}
-	if p, was := &s.Pressure, &earlier.Pressure; kinds&WaitPressure != 0 {
-		p.Memory, p.IO = was.Memory, was.IO
-		p.Known.Memory, p.Known.IO = was.Known.Memory, was.Known.IO
-	}
+// hasHugePages says whether the group has some, which others can take away.
+func (s *Stats) hasHugePages() bool {
+	return slices.ContainsFunc(s.Huge, func(h HugePages) bool { return h.Usage > 0 })
 }
 
 // settle makes one of what v1 and v2 count differently.

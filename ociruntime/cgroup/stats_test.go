@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
+	"os"
 	"path"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -12,21 +16,25 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// parsed reads texts as the files of these names.
-func parsed(t *testing.T, files []counterFile, texts map[string]string) *Stats {
+// parsed reads texts as the files of these names, which but for was are all, and says which it has read.
+func parsed(t *testing.T, files []counterFile, texts map[string]string, was *Stats) (s *Stats, read []string) {
 	t.Helper()
-	s := &Stats{}
+	s = &Stats{}
+	if was != nil {
+		*s = *was
+	}
 	for _, f := range files {
 		text, ok := texts[f.name]
-		if !ok || f.told != nil && f.told(s) {
+		if !ok || f.known != nil && f.known(s, was) {
 			continue
 		}
 		if !f.parse(s, []byte(text)) {
 			t.Errorf("%s: %q is refused", f.name, text)
 		}
+		read = append(read, f.name)
 	}
 	s.settle()
-	return s
+	return s, read
 }
 
 func TestStatsParse(t *testing.T) {
@@ -85,7 +93,7 @@ func TestStatsParse(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := parsed(t, test.files, test.texts)
+			got, _ := parsed(t, test.files, test.texts, nil)
 			if diff := cmp.Diff(test.want, *got, cmpopts.IgnoreUnexported(Stats{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -190,44 +198,141 @@ func TestStatsOfGoneGroup(t *testing.T) {
 	})
 }
 
-// What lasts is kept, and nothing else.
-func TestStatsKeep(t *testing.T) {
-	calm := PressureStats{Memory: Stall{Some: StallTime{Total: 7}}, IO: Stall{Full: StallTime{Total: 9}}}
-	calm.Known.CPU, calm.Known.Memory, calm.Known.IO = true, true, true
-	waits, waited := calm, calm
-	waits.IO.Some.Avg10 = 0.01
-	waited.Memory.Full.Avg300 = 0.01
-	all := CPU | Memory | Pressure | Own
+// After a reading since which no task has run, only what others can have changed is read again.
+func TestStatsKnown(t *testing.T) {
+	calm, waited := "some avg10=0.00 avg60=0.00 avg300=0.00 total=3\n", "some avg10=0.00 avg60=0.00 avg300=0.01 total=3\n"
+	v1Texts := map[string]string{
+		"cpuacct.usage": "1\n", "cpuacct.stat": "user 1\n", "cpu.stat": "nr_periods 7\n", "memory.usage_in_bytes": "5000\n",
+		"memory.stat":           "hierarchical_memory_limit 8192\nhierarchical_memsw_limit 10000\n",
+		"memory.limit_in_bytes": "8192\n", "memory.memsw.limit_in_bytes": "10000\n", "memory.max_usage_in_bytes": "6000\n", "memory.kmem.usage_in_bytes": "70\n",
+		"memory.soft_limit_in_bytes": "9000\n", "memory.failcnt": "4\n", "memory.oom_control": "oom_kill 1\n", "pids.current": "6\n", "pids.max": "max\n",
+		"blkio.throttle.io_service_bytes_recursive": "8:0 Read 4096\n", "blkio.throttle.io_serviced_recursive": "8:0 Read 2\n",
+	}
+	v2Texts := map[string]string{
+		"cpu.stat": "usage_usec 1\n", "cpu.pressure": waited, "memory.pressure": calm, "io.pressure": calm, "memory.current": "5000\n", "memory.max": "max\n",
+		"memory.stat": "anon 1\n", "memory.swap.current": "40\n", "memory.swap.max": "100\n", "memory.peak": "6000\n", "memory.low": "0\n", "memory.events": "max 4\n",
+		"pids.current": "6\n", "pids.max": "100\n", "io.stat": "8:0 rbytes=4096\n",
+	}
+	always1 := []string{"memory.usage_in_bytes", "memory.stat"}
+	always2 := []string{"cpu.pressure", "memory.current", "memory.max", "memory.stat", "memory.swap.current", "memory.swap.max", "memory.events", "io.stat"}
 	for _, row := range []struct {
-		name     string
-		read     Stats
-		lasting  Counters
-		againCPU Counters // what is known of CPUPressure afterwards
-		want     PressureStats
+		name    string
+		files   []counterFile
+		texts   map[string]string
+		changed map[string]string
+		read    []string // besides what always is, and the number of tasks
 	}{
-		{"calm", Stats{Known: all, Pressure: calm}, CPU | WaitPressure | Own, CPUPressure, calm},
-		{"pressure is switched off", Stats{Known: all, Pressure: calm}, CPU | WaitPressure | Own, 0, PressureStats{}},
-		{"one waits", Stats{Known: all, Pressure: waits}, CPU | Own, 0, PressureStats{}},
-		{"one has waited", Stats{Known: all, Pressure: waited}, CPU | Own, 0, PressureStats{}},
-		{"huge pages", Stats{Known: all, Pressure: waited, Huge: []HugePages{{Usage: 1}}}, CPU, 0, PressureStats{}},
-		{"little was read", Stats{Known: CPU}, CPU, 0, PressureStats{}},
+		{"v1", v1CounterFiles, v1Texts, nil, nil},
+		{"v1, memory was given back", v1CounterFiles, v1Texts, map[string]string{"memory.usage_in_bytes": "4000\n"},
+			[]string{"memory.max_usage_in_bytes", "memory.kmem.usage_in_bytes", "memory.failcnt"}},
+		{"v1, another limit", v1CounterFiles, v1Texts, map[string]string{"memory.stat": "hierarchical_memory_limit 8000\nhierarchical_memsw_limit 10000\n", "memory.limit_in_bytes": "8000\n"},
+			[]string{"memory.limit_in_bytes"}},
+		{"v1, another limit with swap", v1CounterFiles, v1Texts, map[string]string{"memory.stat": "hierarchical_memory_limit 8192\nhierarchical_memsw_limit 9000\n", "memory.memsw.limit_in_bytes": "9000\n"},
+			[]string{"memory.memsw.limit_in_bytes"}},
+		{"v1, no limit any more", v1CounterFiles, v1Texts, map[string]string{"memory.stat": "hierarchical_memory_limit 9223372036854771712\nhierarchical_memsw_limit 9223372036854771712\n",
+			"memory.limit_in_bytes": "9223372036854771712\n", "memory.memsw.limit_in_bytes": "9223372036854771712\n"}, nil},
+		{"v2", v2CounterFiles, v2Texts, nil, nil},
+		{"v2, memory was given back", v2CounterFiles, v2Texts, map[string]string{"memory.current": "4000\n"}, []string{"memory.peak"}},
+		{"v2, written back", v2CounterFiles, v2Texts, map[string]string{"io.stat": "8:16 wbytes=1\n"}, nil},
+		{"v2, a task has waited", v2CounterFiles, with(v2Texts, "io.pressure", waited), nil, []string{"memory.pressure", "io.pressure"}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			row.read.CPU.Usage, row.read.Memory = 5, MemoryStats{Usage: 6, OOMKill: 1}
-			if got := row.read.Lasting(); got != row.lasting {
-				t.Errorf("lasting are %b instead of %b", got, row.lasting)
+			was, all := parsed(t, row.files, row.texts, nil)
+			if len(all) != len(row.files) {
+				t.Errorf("of a group that is not known, only %q are read", all)
 			}
-			again := Stats{Known: row.againCPU, Pressure: PressureStats{CPU: row.want.CPU}}
-			again.Pressure.Known.CPU = row.againCPU != 0
-			again.Keep(row.read.Lasting(), &row.read)
-			if again.CPU.Usage != 5 || again.Memory.Usage != 0 || again.Memory.OOMKill != uint64(min(1, row.lasting&Own)) || again.Pressure != row.want {
-				t.Errorf("kept are %+v", again)
+			texts := maps.Clone(row.texts)
+			maps.Copy(texts, row.changed)
+			s, read := parsed(t, row.files, texts, was)
+			want := append(slices.Clone(always1), row.read...)
+			if &row.files[0] == &v2CounterFiles[0] {
+				want = append(slices.Clone(always2), row.read...)
 			}
-			if row.againCPU == 0 && again.Known&Pressure != 0 {
-				t.Errorf("known are %b", again.Known)
+			sort := cmpopts.SortSlices(strings.Compare)
+			if diff := cmp.Diff(append(want, "pids.current"), read, sort); diff != "" {
+				t.Errorf("read (-want +got):\n%s", diff)
+			}
+			whole, _ := parsed(t, row.files, texts, nil)
+			if diff := cmp.Diff(whole, s, cmp.AllowUnexported(Stats{})); diff != "" {
+				t.Errorf("(-read as a whole +known):\n%s", diff)
 			}
 		})
 	}
+}
+
+func with(texts map[string]string, name, text string) map[string]string {
+	texts = maps.Clone(texts)
+	texts[name] = text
+	return texts
+}
+
+// What is known of a group is not read again, and what was not read is not said to be known.
+func TestMoreStats(t *testing.T) {
+	modes(t, func(t *testing.T, hs *Hierarchies) {
+		g := create(t, hs, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))}})
+		const want = CPU | Memory | Pressure | Details
+		var was, s Stats
+		var buf StatsBuffer
+		if err := g.Stats(want, &was, &buf); err != nil {
+			t.Fatal(err)
+		}
+		was.CPU.Usage, was.Memory.Reservation = 12345, 54321 // as nobody would read them
+		if err := g.MoreStats(want, &s, &was, &buf); err != nil {
+			t.Fatal(err)
+		}
+		if s.CPU.Usage != 12345 || s.Memory.Reservation != 54321 || s.Memory.Limit != 64<<20 || s.Known != was.Known {
+			t.Errorf("%+v, known are %b of %b", s, s.Known, was.Known)
+		}
+		undo, err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Reservation: ptr(int64(32 << 20))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.MoreStats(want, &s, &was, &buf); err != nil || s.Memory.Reservation != 32<<20 {
+			t.Errorf("after it was set, the reservation is %d, %v", s.Memory.Reservation, err)
+		}
+		was = s
+		if err := errors.Join(undo.Undo(), g.MoreStats(want, &s, &was, &buf)); err != nil || s.Memory.Reservation == 32<<20 {
+			t.Errorf("after that was taken back, it is %d, %v", s.Memory.Reservation, err)
+		}
+		if hs.Has("hugetlb") {
+			for _, used := range []uint64{0, 1} {
+				was.Huge = []HugePages{{Size: "3MB", Usage: used}}
+				err := g.MoreStats(want, &s, &was, &buf)
+				if again := len(s.Huge) != 1 || s.Huge[0] != was.Huge[0]; err != nil || again != (used > 0) {
+					t.Errorf("of %+v comes %+v, %v", was.Huge, s.Huge, err)
+				}
+			}
+		}
+		was.Known &^= CPU
+		s = Stats{}
+		if err := g.MoreStats(want, &s, &was, &buf); err != nil || s.Known != was.Known {
+			t.Errorf("known are %b instead of %b, %v", s.Known, was.Known, err)
+		}
+		for _, h := range hs.all { // somebody else
+			if !slices.Contains(h.Controllers, "memory") {
+				continue
+			}
+			name := "memory.limit_in_bytes"
+			if h.Unified {
+				name = "memory.max"
+			}
+			if err := os.WriteFile(h.abs(g.path, name), []byte("33554432"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := g.MoreStats(want, &s, &was, &buf); err != nil || s.Memory.Limit != 32<<20 {
+			t.Errorf("limit %d, %v", s.Memory.Limit, err)
+		}
+		if hs.unified == nil || !pressureIsCounted(hs, g) {
+			return
+		}
+		if err := os.WriteFile(hs.unified.abs(g.path, "cgroup.pressure"), []byte("0"), 0); err != nil {
+			return // of an older kernel, which cannot switch it off
+		}
+		if err := g.MoreStats(want, &s, &was, &buf); err != nil || s.Pressure.Known.CPU || s.Pressure.Known.Memory || s.Pressure.Known.IO {
+			t.Errorf("pressure that was switched off: %+v, %v", s.Pressure, err)
+		}
+	})
 }
 
 // Reading allocates only what a system call's path needs.
@@ -237,7 +342,7 @@ func BenchmarkStats(b *testing.B) {
 	for _, row := range []struct {
 		name string
 		want Counters
-	}{{"cpu", CPU}, {"container", CPU | Memory | Pressure}, {"metrics", CPU | Memory | Tasks | Pressure | Details | Own}} {
+	}{{"cpu", CPU}, {"container", CPU | Memory | Pressure}, {"metrics", CPU | Memory | Tasks | Pressure | Details}} {
 		b.Run(row.name, func(b *testing.B) {
 			var s Stats
 			var buf StatsBuffer
@@ -259,8 +364,7 @@ func TestStatsFiles(t *testing.T) {
 		v1, v2 int
 	}{
 		{"rate", CPU, 1, 1}, {"container", CPU | Memory | Pressure, 5, 9}, {"pod", CPU | Memory | Pressure | Tasks, 6, 10},
-		{"metrics", CPU | Memory | Pressure | Tasks | Details | Own, 16, 15}, {"metrics of an idle group", CPU | Memory | CPUPressure | Tasks | Details, 13, 13},
-		{"idle pod", CPU | Memory | CPUPressure | Tasks, 6, 8}, {"in an idle pod", Memory | CPUPressure, 4, 6},
+		{"metrics", CPU | Memory | Pressure | Tasks | Details, 16, 15},
 	} {
 		for files, want := range map[*[]counterFile]int{&v1CounterFiles: row.v1, &v2CounterFiles: row.v2} {
 			n := 0

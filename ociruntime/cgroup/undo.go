@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 )
 
 // An Undo knows what the files said that an Update has written.
@@ -21,6 +22,7 @@ type earlier struct {
 // Undo puts back what the Update changed, the last first: in that order no limit in between is refused that was not before.
 // It goes on after an error.
 func (u *Undo) Undo() error {
+	defer atomic.AddUint32(&u.g.changes, 1)
 	var errs []error
 	for i := len(u.files) - 1; i >= 0; i-- {
 		f := u.files[i]

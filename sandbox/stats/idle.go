@@ -12,13 +12,13 @@ import (
 // that, a task that waits for something all the time shows.
 const settling = 5 * time.Second
 
-// An Idle remembers of a group what only its own tasks change, for as long as none of them runs, or none in the group around it: which
-// they cannot without using processor time. A task that joins or leaves is seen, too. The zero value knows nothing.
+// An Idle remembers the latest reading of a group for as long as none of its tasks runs, or none in the group around it: which they cannot
+// without using processor time. A task that joins or leaves is seen, too. The zero value knows nothing.
 type Idle struct {
 	mu    sync.Mutex
 	trace trace
 	since time.Time // when trace was seen first
-	own   *own      // read when trace had been seen for settling; nil: not yet
+	last  *whole    // read when trace had been seen for settling; nil: not yet
 }
 
 // trace is what does not stay if a task has run.
@@ -47,47 +47,47 @@ func (c *Collector) readTrace(g *cgroup.Group, m *Meter, buf *cgroup.StatsBuffer
 	return u, traceOf(u), nil
 }
 
-// own is what only the tasks of a group change. It is immutable.
-type own struct {
-	kinds     cgroup.Counters // of counters
-	counters  cgroup.Stats
+// whole is a reading of a group. It is immutable.
+type whole struct {
+	*cgroup.Stats
 	processes Processes // of metrics
 }
 
-// settled gives what is remembered of a group that is idle; nil: it has to be read. keep says that what is read after that may be remembered.
-func (i *Idle) settled(at time.Time, now *trace) (known *own, keep bool) {
+// counters are nil of no reading.
+func (w *whole) counters() *cgroup.Stats {
+	if w == nil {
+		return nil
+	}
+	return w.Stats
+}
+
+// A look is what an Idle says before a reading.
+type look struct {
+	last *whole // the latest reading, since which no task has run; nil: there is none
+	of   trace
+	keep bool // the reading may be remembered
+}
+
+// look looks at a trace, or, with nil, remembers nothing.
+func (i *Idle) look(at time.Time, now *trace) look {
 	if now == nil {
-		return nil, false
+		return look{}
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.since.IsZero() || *now != i.trace {
-		i.trace, i.since, i.own = *now, at, nil
+		i.trace, i.since, i.last = *now, at, nil
 	}
-	return i.own, at.Sub(i.since) >= settling
+	return look{i.last, *now, at.Sub(i.since) >= settling}
 }
 
-// remember keeps what is lasting of what was read after settled had said so, unless the group has run meanwhile.
-func (i *Idle) remember(of trace, read *cgroup.Stats, p Processes) {
+// remember keeps what was read after a look, unless the group has run meanwhile.
+func (i *Idle) remember(l look, read whole) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	kinds := read.Lasting()
-	if of == i.trace && (i.own == nil || kinds&^i.own.kinds != 0) {
-		i.own = &own{kinds, *read, p}
+	if l.keep && l.of == i.trace {
+		i.last = &read
 	}
-}
-
-// more reads what is wanted of a group and not known.
-func (o *own) more(g *cgroup.Group, want cgroup.Counters, s *cgroup.Stats, buf *cgroup.StatsBuffer) (kept cgroup.Counters, err error) {
-	if o == nil {
-		return 0, g.MoreStats(want, s, buf)
-	}
-	kept = o.kinds & want
-	if err := g.MoreStats(want&^kept, s, buf); err != nil {
-		return 0, err
-	}
-	s.Keep(kept, &o.counters)
-	return kept, nil
 }
 
 // ReadPod reads what is wanted of the group around a pod, and notes its CPU time in m. What only its tasks change is read again only if
@@ -99,13 +99,11 @@ func (c *Collector) ReadPod(g *cgroup.Group, want cgroup.Counters, m *Meter, i *
 	if err != nil {
 		return nil, err
 	}
-	known, keep := i.settled(u.At, now)
-	if _, err := known.more(g, want&^traced, &u.Counters, buf); err != nil {
+	l := i.look(u.At, now)
+	if err := g.MoreStats(want&^traced, &u.Counters, l.last.counters(), buf); err != nil {
 		return nil, err
 	}
-	if keep {
-		i.remember(*now, &u.Counters, Processes{})
-	}
+	i.remember(l, whole{Stats: &u.Counters})
 	return u, nil
 }
 
@@ -116,18 +114,15 @@ func (c *Collector) ReadInside(around *Usage, g *cgroup.Group, want cgroup.Count
 	defer c.buffers.Put(buf)
 	u := &Usage{At: time.Now()}
 	now := traceOf(around)
-	if of := &around.Counters; of.Known&cgroup.WaitPressure&^of.Lasting() != 0 {
+	if !around.Counters.Calm() {
 		now = nil
 	}
-	known, keep := i.settled(around.At, now)
-	kept, err := known.more(g, want, &u.Counters, buf)
-	if err != nil {
+	l := i.look(around.At, now)
+	if err := g.MoreStats(want, &u.Counters, l.last.counters(), buf); err != nil {
 		return nil, err
 	}
-	if keep {
-		i.remember(*now, &u.Counters, Processes{})
-	}
-	if kept&cgroup.CPU != 0 {
+	i.remember(l, whole{Stats: &u.Counters})
+	if l.last != nil {
 		u.At = around.At // it may have run again after that
 	}
 	c.Note(u, m)
@@ -143,13 +138,13 @@ func (c *Collector) ReadMetrics(g *cgroup.Group, first int, m *Meter, i *Idle) (
 	if err != nil {
 		return nil, nil, err
 	}
-	known, keep := i.settled(u.At, now)
-	if _, err := known.more(g, cgroup.Memory|cgroup.Pressure|cgroup.Details|cgroup.Own, &u.Counters, buf); err != nil {
+	l := i.look(u.At, now)
+	if err := g.MoreStats(metrics&^traced, &u.Counters, l.last.counters(), buf); err != nil {
 		return nil, nil, err
 	}
 	var p Processes
-	if known != nil {
-		p = known.processes
+	if l.last != nil {
+		p = l.last.processes
 	} else {
 		pids, err := g.Processes()
 		if err != nil {
@@ -157,8 +152,6 @@ func (c *Collector) ReadMetrics(g *cgroup.Group, first int, m *Meter, i *Idle) (
 		}
 		p = countProcesses(pids)
 	}
-	if keep {
-		i.remember(*now, &u.Counters, p)
-	}
+	i.remember(l, whole{&u.Counters, p})
 	return u, p.withLimit(first), nil
 }

@@ -20,43 +20,41 @@ import (
 )
 
 func TestIdle(t *testing.T) {
-	type look struct {
+	type reading struct {
 		at          time.Duration
 		trace       trace
-		known, keep bool // what settled says; what it lets keep is remembered
+		known, keep bool // what look says; what it lets keep is remembered
 	}
 	same, ran, joined := trace{100, 2}, trace{101, 2}, trace{100, 3}
 	for _, test := range []struct {
-		name  string
-		looks []look
+		name     string
+		readings []reading
 	}{
-		{"idle", []look{{0, same, false, false}, {settling / 2, same, false, false}, {settling, same, false, true}, {settling * 2, same, true, true}, {time.Hour, same, true, true}}},
-		{"it runs", []look{{0, same, false, false}, {settling, same, false, true}, {settling * 2, ran, false, false}, {settling * 3, ran, false, true}, {settling * 4, ran, true, true}}},
-		{"a task joins", []look{{0, same, false, false}, {settling, same, false, true}, {settling * 2, joined, false, false}, {settling * 3, same, false, false}}},
-		{"a clock that was set back", []look{{time.Hour, same, false, false}, {0, same, false, false}, {time.Hour + settling, same, false, true}}},
+		{"idle", []reading{{0, same, false, false}, {settling / 2, same, false, false}, {settling, same, false, true}, {settling * 2, same, true, true}, {time.Hour, same, true, true}}},
+		{"it runs", []reading{{0, same, false, false}, {settling, same, false, true}, {settling * 2, ran, false, false}, {settling * 3, ran, false, true}, {settling * 4, ran, true, true}}},
+		{"a task joins", []reading{{0, same, false, false}, {settling, same, false, true}, {settling * 2, joined, false, false}, {settling * 3, same, false, false}}},
+		{"a clock that was set back", []reading{{time.Hour, same, false, false}, {0, same, false, false}, {time.Hour + settling, same, false, true}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var idle Idle
 			start := time.Unix(1e9, 0)
-			for i, l := range test.looks {
-				known, keep := idle.settled(start.Add(l.at), &l.trace)
-				if (known != nil) != l.known || keep != l.keep {
-					t.Errorf("look %d: known %v, keep %v, instead of %v and %v", i, known != nil, keep, l.known, l.keep)
+			for i, r := range test.readings {
+				l := idle.look(start.Add(r.at), &r.trace)
+				if (l.last != nil) != r.known || l.keep != r.keep {
+					t.Errorf("reading %d: known %v, keep %v, instead of %v and %v", i, l.last != nil, l.keep, r.known, r.keep)
 				}
-				if keep && known == nil {
-					idle.remember(l.trace, &cgroup.Stats{}, Processes{})
-				}
+				idle.remember(l, whole{})
 			}
 		})
 	}
 	t.Run("it runs while it is read", func(t *testing.T) {
 		var idle Idle
 		start := time.Unix(1e9, 0)
-		idle.settled(start, &same)
-		idle.settled(start.Add(settling), &same)
-		idle.settled(start.Add(settling), &ran) // as another request sees it
-		idle.remember(same, &cgroup.Stats{}, Processes{})
-		if known, _ := idle.settled(start.Add(settling*2), &ran); known != nil {
+		idle.look(start, &same)
+		l := idle.look(start.Add(settling), &same)
+		idle.look(start.Add(settling), &ran) // as another request sees it
+		idle.remember(l, whole{})
+		if idle.look(start.Add(settling*2), &same).last != nil || idle.last != nil {
 			t.Error("what was read before is remembered")
 		}
 	})
@@ -72,7 +70,7 @@ func TestReadMetricsOfIdle(t *testing.T) {
 	remembered := func() bool {
 		idle.mu.Lock()
 		defer idle.mu.Unlock()
-		return idle.own != nil
+		return idle.last != nil
 	}
 	read := func() (*Usage, Processes) {
 		t.Helper()
@@ -141,13 +139,10 @@ func TestReadPodOfIdle(t *testing.T) {
 		}
 		return pod, inside
 	}
-	known := func(i *Idle) cgroup.Counters {
+	known := func(i *Idle) bool {
 		i.mu.Lock()
 		defer i.mu.Unlock()
-		if i.own == nil {
-			return 0
-		}
-		return i.own.kinds
+		return i.last != nil && i.last.Calm()
 	}
 	pod, inside := read()
 	switch {
@@ -157,8 +152,7 @@ func TestReadPodOfIdle(t *testing.T) {
 		t.Skip("pressure is not counted here")
 	}
 	for round := range 2 {
-		lasting := cgroup.CPU | cgroup.WaitPressure
-		for deadline := time.Now().Add(20 * time.Second); known(&podIdle)&known(&idle)&lasting != lasting; _, inside = read() {
+		for deadline := time.Now().Add(20 * time.Second); !known(&podIdle) || !known(&idle); _, inside = read() {
 			if time.Now().After(deadline) {
 				t.Skip("somebody waits for memory or I/O") // averages of 5 minutes go back that slowly
 			}
@@ -166,7 +160,7 @@ func TestReadPodOfIdle(t *testing.T) {
 		}
 		const remembered = 12345
 		for _, i := range []*Idle{&podIdle, &idle} {
-			i.own.counters.Pressure.IO.Some.Total = remembered
+			i.last.Pressure.IO.Some.Total = remembered
 		}
 		limit := int64(round+1) << 30
 		if _, err := g.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {

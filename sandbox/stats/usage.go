@@ -94,6 +94,7 @@ const (
 	Rate      = cgroup.CPU
 	Container = cgroup.CPU | cgroup.Memory | cgroup.Pressure
 	Pod       = Container | cgroup.Tasks
+	metrics   = Pod | cgroup.Details
 )
 
 // A Collector reads usages.
@@ -133,7 +134,7 @@ func Sum(all []Usage) Usage {
 	for i := range all {
 		u := &all[i]
 		if i == 0 {
-			sum.At, sum.Counters.Known = u.At, u.Counters.Known&^(cgroup.Pressure|cgroup.Details|cgroup.Own)
+			sum.At, sum.Counters.Known = u.At, u.Counters.Known&^(cgroup.Pressure|cgroup.Details)
 		}
 		sum.Counters.Known &= u.Counters.Known
 		to, from := &sum.Counters, &u.Counters
