@@ -62,6 +62,9 @@ func (s *Store) prepare() error {
 	if err := os.Chmod(s.path("empty"), 0o755); err != nil {
 		return err
 	}
+	if err := spread(s.path("containers")); err != nil {
+		s.config.Log.Warn("layer store: roots may be slow to make", "error", err)
+	}
 	for _, dir := range []string{"tmp", "trash"} {
 		left, err := os.ReadDir(s.path(dir))
 		if err != nil {
