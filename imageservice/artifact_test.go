@@ -82,11 +82,11 @@ func TestArtifact(t *testing.T) {
 				t.Errorf("%s: %s", name, diff)
 			}
 		}
-		if _, _, _, ok := n.Config(ref); ok {
-			t.Error("an artifact has an image's config")
+		if _, _, _, err := n.Config(ref); !errors.Is(err, ErrInvalidReference) || !strings.Contains(err.Error(), "is an artifact") {
+			t.Errorf("config of an artifact: %v", err)
 		}
-		if id, ok := n.Volume(ref); !ok || id != want.ID {
-			t.Errorf("as a volume it is %q, %v", id, ok)
+		if id, err := n.Volume(ref); err != nil || id != want.ID {
+			t.Errorf("as a volume it is %q, %v", id, err)
 		}
 	}
 	check()

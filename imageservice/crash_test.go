@@ -134,9 +134,9 @@ func crashImages(t *testing.T, format layer.Format) *crashedImages {
 
 // everything says what each file of each layer of an image is.
 func (n *node) everything(img *registry.Image) (map[string]string, error) {
-	_, _, config, ok := n.Config(string(img.ID))
-	if !ok {
-		return nil, fmt.Errorf("image %s is not there", img.ID)
+	_, _, config, err := n.Config(string(img.ID))
+	if err != nil {
+		return nil, err
 	}
 	all := map[string]string{}
 	for _, id := range config.RootFS.DiffIDs {

@@ -59,8 +59,8 @@ func FuzzReference(f *testing.F) {
 	}
 	snapshot := &imagedb.Snapshot{}
 	f.Fuzz(func(t *testing.T, ref string) {
-		if img := find(snapshot, ref); img != nil {
-			t.Errorf("found %v in nothing", img)
+		if img, err := lookUp(snapshot, ref); img != nil || err != nil {
+			t.Errorf("found %v in nothing, %v", img, err)
 		}
 		parsed, err := parse(ref)
 		if err != nil {

@@ -66,31 +66,33 @@ func (s *Service) present(ref string) (*imagedb.Image, error) {
 	return img, err
 }
 
-// Volume returns the id of a present image or artifact that is to be mounted.
-func (s *Service) Volume(ref string) (id string, ok bool) {
-	img := find(s.db.Snapshot(), ref)
-	if img == nil {
-		return "", false
+// Volume returns the id of a present image or artifact that is to be mounted. Errors are those of Find.
+func (s *Service) Volume(ref string) (id string, err error) {
+	img, err := s.present(ref)
+	if err != nil {
+		return "", err
 	}
-	return string(img.ID), true
+	return string(img.ID), nil
 }
 
 // Config returns the id, the first repository digest (the id if there is none) and the parsed config, without history, of
-// a present image. An artifact is not one.
-func (s *Service) Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool) {
-	img := find(s.db.Snapshot(), ref)
-	if img == nil || img.ArtifactType != "" {
-		return "", "", ocispec.Image{}, false
+// a present image. Errors are those of Find; an artifact, which is no image, is ErrInvalidReference.
+func (s *Service) Config(ref string) (id, repoDigest string, config ocispec.Image, err error) {
+	img, err := s.present(ref)
+	if err == nil && img.ArtifactType != "" {
+		err = fmt.Errorf("%w: %s is an artifact, which can be mounted as a volume; no container can be made of it", ErrInvalidReference, ref)
 	}
-	config, err := parseConfig(img.Config)
-	if err != nil { // was parsed before it was stored
-		return "", "", ocispec.Image{}, false
+	if err == nil {
+		config, err = parseConfig(img.Config)
+	}
+	if err != nil {
+		return "", "", ocispec.Image{}, err
 	}
 	repoDigest = string(img.ID)
 	if len(img.RepoDigests) > 0 {
 		repoDigest = img.RepoDigests[0]
 	}
-	return string(img.ID), repoDigest, config, true
+	return string(img.ID), repoDigest, config, nil
 }
 
 func (s *Service) image(img *imagedb.Image) *Image {

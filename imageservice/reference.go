@@ -48,15 +48,6 @@ func (t target) String() string {
 	return t.repo.Name() + ":" + t.tag
 }
 
-// find is lookUp where several images are as good as none.
-func find(s *imagedb.Snapshot, ref string) *imagedb.Image {
-	img, err := lookUp(s, ref)
-	if err != nil {
-		return nil
-	}
-	return img
-}
-
 // lookUp returns the present image that ref means: an id, a name or digest as one would pull it, or the beginning of an id that
 // fits only one image. nil if there is none; ErrInvalidReference, which names them, if several are meant.
 func lookUp(s *imagedb.Snapshot, ref string) (*imagedb.Image, error) {

@@ -68,6 +68,12 @@ func TestShortIDs(t *testing.T) {
 		if _, err := n.Find(prefix + common); !errors.Is(err, ErrInvalidReference) || !strings.Contains(err.Error(), "ambiguous") {
 			t.Errorf("%s is one of two: %v", prefix+common, err)
 		}
+		if _, err := n.Volume(prefix + common); !errors.Is(err, ErrInvalidReference) || !strings.Contains(err.Error(), "ambiguous") {
+			t.Errorf("volume of %s: %v", prefix+common, err)
+		}
+		if _, _, _, err := n.Config(prefix + common); !errors.Is(err, ErrInvalidReference) || !strings.Contains(err.Error(), "ambiguous") {
+			t.Errorf("config of %s: %v", prefix+common, err)
+		}
 		if err := n.Remove(t.Context(), prefix+common); !errors.Is(err, ErrInvalidReference) || !strings.Contains(err.Error(), "ambiguous") {
 			t.Errorf("remove %s: %v", prefix+common, err)
 		}

@@ -115,12 +115,9 @@ func (p *pod) createContainer(ctx context.Context, config *runtimev1.ContainerCo
 // newContainer decides all about a container that needs no effect outside.
 func (p *pod) newContainer(b *building, logs, print string) (*container, error) {
 	config := b.config
-	var ok bool
-	if b.image.ID, b.image.Ref, b.image.Config, ok = p.s.config.Images.Config(config.Image.Image); !ok {
-		if _, volume := p.s.config.Images.Volume(config.Image.Image); volume {
-			return nil, fmt.Errorf("%w: config.image.image: %s is an artifact, which can be mounted as a volume; it is no image to make a container of", ErrInvalid, config.Image.Image)
-		}
-		return nil, fmt.Errorf("image %s: %w", config.Image.Image, ErrNotFound)
+	var err error
+	if b.image.ID, b.image.Ref, b.image.Config, err = p.s.config.Images.Config(config.Image.Image); err != nil {
+		return nil, fmt.Errorf("config.image.image: %w", err)
 	}
 	spec, err := newContainerSpec(config)
 	if err != nil {

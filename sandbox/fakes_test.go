@@ -408,15 +408,18 @@ var testLayer = digest.FromString("layer")
 
 const testImage = "docker.io/library/test:1"
 
-func (n *node) Config(ref string) (string, string, ocispec.Image, bool) {
+func (n *node) Config(ref string) (string, string, ocispec.Image, error) {
+	if ref != testImage {
+		return "", "", ocispec.Image{}, ErrNotFound
+	}
 	return "sha256:" + newID(), "docker.io/library/test@sha256:00", ocispec.Image{Config: ocispec.ImageConfig{
 		Volumes: map[string]struct{}{"/data": {}}, StopSignal: "SIGQUIT"},
-		RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{testLayer}}}, ref == testImage
+		RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{testLayer}}}, nil
 }
 
-func (n *node) Volume(ref string) (string, bool) {
-	id, _, _, ok := n.Config(ref)
-	return id, ok
+func (n *node) Volume(ref string) (string, error) {
+	id, _, _, err := n.Config(ref)
+	return id, err
 }
 
 func (n *node) Rootfs(_ context.Context, _, id string, o layer.RootOptions) (*os.File, error) {

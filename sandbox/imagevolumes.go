@@ -31,9 +31,9 @@ func (s *Service) findImages(config *runtimev1.ContainerConfig) ([]string, error
 		if ref == "" {
 			continue
 		}
-		id, ok := s.config.Images.Volume(ref)
-		if !ok {
-			return nil, volumeFailed(m, errors.New("the image is not present"))
+		id, err := s.config.Images.Volume(ref)
+		if err != nil {
+			return nil, volumeFailed(m, err)
 		}
 		if ids == nil {
 			ids = make([]string, len(config.Mounts))

@@ -130,14 +130,17 @@ func (r *realNode) makeImage() {
 	r.must(os.Chown(r.dir+"/image/data/seed", 1000, 1000))
 }
 
-func (r *realNode) Config(ref string) (string, string, ocispec.Image, bool) {
+func (r *realNode) Config(ref string) (string, string, ocispec.Image, error) {
+	if ref != testImage {
+		return "", "", ocispec.Image{}, ErrNotFound
+	}
 	return "sha256:00", "test@sha256:00", ocispec.Image{Config: ocispec.ImageConfig{Env: []string{"PATH=/bin"},
-		Volumes: map[string]struct{}{"/data": {}}}, RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{testLayer}}}, ref == testImage
+		Volumes: map[string]struct{}{"/data": {}}}, RootFS: ocispec.RootFS{DiffIDs: []digest.Digest{testLayer}}}, nil
 }
 
-func (r *realNode) Volume(ref string) (string, bool) {
-	id, _, _, ok := r.Config(ref)
-	return id, ok
+func (r *realNode) Volume(ref string) (string, error) {
+	id, _, _, err := r.Config(ref)
+	return id, err
 }
 
 // Rootfs is an overlay, as a detached mount.

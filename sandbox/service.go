@@ -42,10 +42,10 @@ var (
 
 // Images gives containers their images and roots; *imageservice.Service is one.
 type Images interface {
-	// Config finds a present image by id, tag or digest. It never pulls.
-	Config(ref string) (id, repoDigest string, config ocispec.Image, ok bool)
+	// Config finds a present image by id, tag or digest. It never pulls. The error says what ref means instead.
+	Config(ref string) (id, repoDigest string, config ocispec.Image, err error)
 	// Volume finds what can be mounted as a volume in the same way: images, and artifacts, which have no config.
-	Volume(ref string) (id string, ok bool)
+	Volume(ref string) (id string, err error)
 	// Rootfs makes a container's writable root, or by opts an image as a volume of it, and returns it as a detached mount; the
 	// caller closes it. On error nothing is left.
 	Rootfs(ctx context.Context, imageID, containerID string, opts layer.RootOptions) (*os.File, error)

@@ -86,7 +86,7 @@ func TestImageVolumeMountsRefused(t *testing.T) {
 		code  codes.Code
 		texts []string
 	}{
-		{"not present", imageVolume(absent), codes.Unknown, []string{absent, "not present"}},
+		{"not present", imageVolume(absent), codes.Unknown, []string{absent, "not found"}},
 		{"no sub path", imageVolume(ref, subPath("data/none")), codes.Unknown, []string{"data/none", "no such file"}},
 		{"sub path below a file", imageVolume(ref, subPath("data/file/x")), codes.Unknown, []string{"data/file/x", "not a directory"}},
 		{"sub path is a loop", imageVolume(ref, subPath("loop")), codes.Unknown, []string{"loop", "too many levels"}},
