@@ -216,19 +216,26 @@ func TestExpelOfSeveral(t *testing.T) {
 	}
 }
 
-// A connection that cannot be taken, for want of descriptors, is not the last.
+// A connection that cannot be taken, for want of descriptors, is not the last. It is said once until one is.
 func TestAcceptGoesOn(t *testing.T) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	failed := make(chan struct{}, 100)
-	s := Serve(l, Config{Log: slog.New(slog.NewTextHandler(told(failed), nil))})
+	said := make(told, 100)
+	s := Serve(l, Config{Log: slog.New(slog.NewTextHandler(said, nil))})
 	defer s.Close()
 	if err := l.SetDeadline(time.Now()); err != nil { // an error of accept(2), as EMFILE is one
 		t.Fatal(err)
 	}
-	<-failed
+	if line := <-said; !strings.Contains(line, "takes no connection") {
+		t.Errorf("it says %s", line)
+	}
+	select {
+	case line := <-said:
+		t.Errorf("it says more: %s", line)
+	case <-time.After(3 * acceptPause):
+	}
 	if err := l.SetDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
@@ -236,14 +243,17 @@ func TestAcceptGoesOn(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "not known") {
 		t.Errorf("it no longer answers: %v", err)
 	}
+	if line := <-said; !strings.Contains(line, "again") {
+		t.Errorf("then it says %s", line)
+	}
 }
 
 // told is told of each line of a log.
-type told chan struct{}
+type told chan string
 
 func (c told) Write(p []byte) (int, error) {
 	select {
-	case c <- struct{}{}:
+	case c <- string(p):
 	default:
 	}
 	return len(p), nil

@@ -62,15 +62,23 @@ func (s *Server) Close() error {
 }
 
 func (s *Server) accept() {
+	failed := 0 // since the last connection that was taken
 	for {
 		conn, err := s.listener.AcceptUnix()
 		switch {
 		case err == nil:
+			if failed > 0 {
+				s.config.Log.Info("control socket takes connections again", "failed", failed)
+			}
+			failed = 0
 			s.calls.Go(func() { s.serve(conn) })
 		case s.base.Err() != nil:
 			return
 		default: // for want of descriptors or memory, which others give back
-			s.config.Log.Error("control socket takes no connection", "error", err)
+			if failed == 0 {
+				s.config.Log.Error("control socket takes no connection", "error", err)
+			}
+			failed++
 			select {
 			case <-time.After(acceptPause):
 			case <-s.base.Done():
