@@ -121,6 +121,9 @@ func (g *generator) user() error {
 		return err
 	}
 	u, err := g.User(req)
+	if name := g.security.GetRunAsUsername(); err == nil && name != "" && u.Name == "" { // a number, for which USER of an image needs no entry
+		err = &user.NotFoundError{Kind: "user", Name: name, File: "/etc/passwd"}
+	}
 	var missing *user.NotFoundError
 	if errors.As(err, &missing) && req.User != "" && req.User == g.security.GetRunAsUsername() {
 		return because("linux.security_context.run_as_username", err)

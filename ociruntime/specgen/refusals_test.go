@@ -147,6 +147,7 @@ func TestRefusals(t *testing.T) {
 			i.Host.CgroupV2 = false
 		}},
 		{`linux.security_context.run_as_username: user "ghost" is not in /etc/passwd of the image`, func(_ in, _ cfg, s sec) { s.RunAsUsername = "ghost" }},
+		{`linux.security_context.run_as_username: user "7777" is not in /etc/passwd of the image`, func(_ in, _ cfg, s sec) { s.RunAsUsername = "7777" }},
 		{`linux.resources.unified: "a.b": this host has no cgroup v2`, func(i in, c cfg, _ sec) {
 			i.Host.CgroupV2 = false
 			c.Linux.Resources = &runtimev1.LinuxContainerResources{Unified: map[string]string{"a.b": "1"}}

@@ -72,6 +72,7 @@ func TestUsersRefused(t *testing.T) {
 		text        string
 	}{
 		{"unknown name", suite.busybox, func(c *context) { c.RunAsUsername = "nosuch" }, codes.InvalidArgument, `run_as_username: user "nosuch" is not in /etc/passwd`},
+		{"number of nobody", suite.busybox, func(c *context) { c.RunAsUsername = "7777" }, codes.InvalidArgument, `run_as_username: user "7777" is not in /etc/passwd`},
 		{"image's unknown name", unknown, func(*context) {}, codes.Unknown, "nosuch"},
 		{"group without user", suite.busybox, func(c *context) { c.RunAsGroup = id(5) }, codes.InvalidArgument, "run_as_group"},
 		{"uid and name", suite.busybox, func(c *context) { c.RunAsUser, c.RunAsUsername = id(5), "bob" }, codes.InvalidArgument, "run_as_username"},
