@@ -53,6 +53,11 @@ func (p *pod) writeFiles(config *runtimev1.PodSandboxConfig) error {
 		if err := os.Chmod(path, 0o644); err != nil { // whatever the umask is
 			return err
 		}
+		if m := p.spec.userNS; m != nil { // whose root writes to it as root elsewhere does
+			if err := os.Chown(path, int(hostID(m.UIDs, 0)), int(hostID(m.GIDs, 0))); err != nil {
+				return err
+			}
+		}
 	}
 	if config.LogDirectory == "" {
 		return nil

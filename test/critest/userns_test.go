@@ -72,6 +72,8 @@ func TestUserNamespaceOwners(t *testing.T) {
 		}{
 			{"root of the image", "stat -c '%u:%g' / /etc/passwd /home/bob /root /dev/shm /dev/pts /dev/null | tr '\\n' ' '; touch /etc/passwd /new; chown 1000:1001 /new; stat -c '%u:%g' /etc/passwd /new | tr '\\n' ' '",
 				nil, 0, "0:0 0:0 1000:1001 0:0 0:0 0:0 0:0 0:0 1000:1001 ", nil},
+			{"files of the pod", "cd /etc; stat -c '%u:%g' hostname hosts resolv.conf; echo '# mine' >>resolv.conf && tail -n 1 resolv.conf",
+				nil, 0, "0:0\n0:0\n0:0\n# mine\n", nil},
 			{"mapped", owners + "touch a; chown 7:8 a; mkdir b", &cri.Mount{HostPath: disk, UidMappings: mapping, GidMappings: mapping}, 0,
 				"root 0:0\nuser 1000:1000\nmapped 65534:65534\n", map[string]string{"a": "7:8", "b": "0:0"}},
 			{"mapped, written by a user", owners + "touch a || echo refused; cp user /tmp/x && cat /tmp/x", &cri.Mount{HostPath: disk, UidMappings: mapping, GidMappings: mapping}, 1000,
