@@ -61,7 +61,7 @@ func TestStartErrors(t *testing.T) {
 		change func(*specs.Spec)
 		want   string
 	}{
-		{"missing executable", func(s *specs.Spec) { s.Process.Args = []string{"nothing-here"} }, "nothing-here: no such file or directory"},
+		{"missing executable", func(s *specs.Spec) { s.Process.Args = []string{"nothing-here"} }, "find nothing-here in PATH /"},
 		{"not executable", func(s *specs.Spec) { s.Process.Args = []string{"/bin/plain"} }, "execute /bin/plain: permission denied"},
 		{"working directory is a file", func(s *specs.Spec) { s.Process.Cwd = "/etc/passwd" }, "enter working directory /etc/passwd: not a directory"},
 		{"missing source", func(s *specs.Spec) {
@@ -69,7 +69,7 @@ func TestStartErrors(t *testing.T) {
 		}, "/no/such/dir: no such file or directory"},
 		{"destination of another kind", func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc/passwd", Type: "bind", Source: "/tmp", Options: []string{"rbind"}})
-		}, "mount /tmp on /etc/passwd: invalid argument"},
+		}, "mount /tmp on /etc/passwd: both or neither must be a directory: invalid argument"},
 		{"unknown file system", func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "nofs"})
 		}, "fsopen nofs"},

@@ -467,7 +467,7 @@ func explain(prog *program.Program, err error) error {
 	if e.Stage == pause.StageKilled {
 		return fmt.Errorf("%s: %w", prog.Describe(e.Index), e)
 	}
-	return fmt.Errorf("%s: %w (instruction %d)", prog.Describe(e.Index), e.Errno, e.Index)
+	return fmt.Errorf("%s: %w (instruction %d)", prog.Explain(e.Index, e.Errno), e.Errno, e.Index)
 }
 
 // addParents records which directories above the pod's leaves were made for it, so that they can go with the pod. The record grows

@@ -82,7 +82,7 @@ func (t tree) attachAll(mounts []Mount, anteroom *Anteroom) {
 			t.attach(what, clone, m.Destination, m.File)
 		case m.Place != "":
 			target := t.destination(what, m.Destination, m.File)
-			t.b.Call(what, unix.SYS_MOVE_MOUNT, anteroom.Dir, program.String(m.Place), target, program.String(""), unix.MOVE_MOUNT_T_EMPTY_PATH)
+			t.b.Call(what, unix.SYS_MOVE_MOUNT, anteroom.Dir, program.String(m.Place), target, program.String(""), unix.MOVE_MOUNT_T_EMPTY_PATH).Means(unix.EINVAL, what+unlike)
 		default:
 			t.attach(what, m.FD, m.Destination, m.File)
 		}
@@ -113,8 +113,11 @@ func (t tree) make(what string, f *Filesystem) program.Slot {
 // attach moves a detached mount to its destination.
 func (t tree) attach(what string, source any, destination string, file bool) {
 	target := t.destination(what, destination, file)
-	t.b.Call(what, unix.SYS_MOVE_MOUNT, source, program.String(""), target, program.String(""), moveFlags)
+	t.b.Call(what, unix.SYS_MOVE_MOUNT, source, program.String(""), target, program.String(""), moveFlags).Means(unix.EINVAL, what+unlike)
 }
+
+// unlike is why a detached mount cannot be attached to what it can be opened at.
+const unlike = ": both or neither must be a directory"
 
 // destination opens where a mount is to be, which is created if it is missing.
 func (t tree) destination(what, p string, file bool) program.Slot {

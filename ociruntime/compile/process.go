@@ -301,22 +301,30 @@ func (p process) execute() error {
 	default:
 		paths = candidates(args[0], p.Spec.Env)
 	}
-	p.b.ExecAll(paths, program.Strings(args), program.Strings(p.Spec.Env))
+	last := p.b.ExecAll(paths, program.Strings(args), program.Strings(p.Spec.Env))
+	if len(paths) > 1 {
+		last.Means(unix.ENOENT, fmt.Sprintf("find %s in PATH %.512s", args[0], search(p.Spec.Env)))
+	}
 	return nil
+}
+
+// search is the directories in which executables are looked for.
+func search(env []string) string {
+	dirs := defaultPath
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			dirs = v
+		}
+	}
+	return dirs
 }
 
 func candidates(name string, env []string) []string {
 	if strings.Contains(name, "/") {
 		return []string{name}
 	}
-	search := defaultPath
-	for _, e := range env {
-		if v, ok := strings.CutPrefix(e, "PATH="); ok {
-			search = v
-		}
-	}
 	var paths []string
-	for dir := range strings.SplitSeq(search, ":") {
+	for dir := range strings.SplitSeq(search(env), ":") {
 		if dir == "" {
 			dir = "."
 		}

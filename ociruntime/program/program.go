@@ -81,6 +81,13 @@ type instr struct {
 	source    []any // the arguments as they were given, for Text
 }
 
+// meaning is what the failure of an instruction with errno says, instead of what it is for.
+type meaning struct {
+	instr int
+	errno unix.Errno
+	what  string
+}
+
 type reloc struct {
 	instr uint32
 	kind  uint16
@@ -98,6 +105,7 @@ type Program struct {
 	fds    int
 	execs  bool
 	labels []int // instruction index of each label
+	means  []meaning
 }
 
 // Builder collects calls. The first fault is kept and returned by Build.
@@ -350,12 +358,18 @@ func (c Call) Again() Call {
 	return c
 }
 
+// Means says what has failed when the call fails with errno, where neither its purpose nor the errno's own text do.
+func (c Call) Means(errno unix.Errno, what string) Call {
+	c.b.p.means = append(c.b.p.means, meaning{c.i, errno, what})
+	return c
+}
+
 // ExecAll appends an execve candidate for each path; when a file does not exist or may not be executed the next one is
-// tried. They share one argument vector and environment.
-func (b *Builder) ExecAll(paths []string, argv, env Strings) {
+// tried. They share one argument vector and environment. It returns the last one, which fails with ENOENT if none is there.
+func (b *Builder) ExecAll(paths []string, argv, env Strings) Call {
 	if len(paths) == 0 {
 		b.fail("nothing to execute")
-		return
+		return b.Call("execute nothing", unix.SYS_EXECVE)
 	}
 	first := len(b.p.instrs)
 	argvAt, envAt := b.vector(first, argv), b.vector(first, env)
@@ -367,6 +381,7 @@ func (b *Builder) ExecAll(paths []string, argv, env Strings) {
 		b.reloc(i, relocBlob, 2, 0, envAt)
 	}
 	b.p.execs = true
+	return Call{b: b, i: len(b.p.instrs) - 1}
 }
 
 // Build returns the Program, or the first fault that was made.
@@ -447,4 +462,14 @@ func (p *Program) Describe(i int) string {
 		return fmt.Sprintf("instruction %d of %d", i, len(p.instrs))
 	}
 	return p.instrs[i].what
+}
+
+// Explain says what has failed if instruction i failed with errno.
+func (p *Program) Explain(i int, errno unix.Errno) string {
+	for _, m := range p.means {
+		if m.instr == i && m.errno == errno {
+			return m.what
+		}
+	}
+	return p.Describe(i)
 }

@@ -155,7 +155,7 @@ func TestBadStarts(t *testing.T) {
 	p := runPod(t, d)
 	for _, row := range []struct{ name, command, text string }{
 		{"missing program", "/no/such/program", "/no/such/program: no such file or directory"},
-		{"missing in PATH", "nosuchprogram", "nosuchprogram: no such file or directory"},
+		{"missing in PATH", "nosuchprogram", "find nosuchprogram in PATH /"},
 		{"not executable", "/bin/plain", "/bin/plain: permission denied"},
 		{"directory", "/bin", "/bin: permission denied"},
 		{"missing interpreter", "/bin/script-without-interpreter", "no such file or directory"},
