@@ -25,7 +25,11 @@ type usage struct {
 	available int64 // of the machine
 }
 
-// measureMemory fits the slope between two numbers of idle pods, on the host network and on a bridge.
+// steps is how many times the pods grow between the fewest and the most. What the machine loses is the median of the slopes between any
+// two of the numbers: others take and give back memory, too.
+const steps = 4
+
+// measureMemory fits the slope between numbers of idle pods, on the host network and on a bridge.
 func measureMemory(ctx context.Context, b *bench) error {
 	all, err := b.daemons(ctx)
 	if err != nil {
@@ -44,8 +48,8 @@ func measureMemory(ctx context.Context, b *bench) error {
 			if err != nil {
 				return err
 			}
-			slope, parts := at[0].slope(at[1])
-			loss := float64(at[0].available-at[1].available) / float64(many-few)
+			slope, parts := at[0].slope(at[steps])
+			loss := lossOf(at)
 			if net == onHost {
 				held[d.name] = slope
 			} else {
@@ -60,11 +64,11 @@ func measureMemory(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// growth reads what d occupies with few pods and with many, and removes them.
-func (d *daemon) growth(ctx context.Context, net network, few, many int) (at [2]usage, err error) {
+// growth reads what d occupies with few pods, with more and with many, and removes them.
+func (d *daemon) growth(ctx context.Context, net network, few, many int) (at [steps + 1]usage, err error) {
 	var containers []string
-	for i, n := range []int{few, many} {
-		if containers, err = d.fill(ctx, net, n, containers); err != nil {
+	for i := range at {
+		if containers, err = d.fill(ctx, net, few+(many-few)*i/steps, containers); err != nil {
 			return at, err
 		}
 		if at[i], err = d.usage(ctx, containers); err != nil {
@@ -72,6 +76,18 @@ func (d *daemon) growth(ctx context.Context, net network, few, many int) (at [2]
 		}
 	}
 	return at, d.removeAll(ctx)
+}
+
+// lossOf is what the machine loses with a pod, in bytes.
+func lossOf(at [steps + 1]usage) float64 {
+	var slopes []float64
+	for i := range at {
+		for j := range i {
+			slopes = append(slopes, float64(at[j].available-at[i].available)/float64(at[i].pods-at[j].pods))
+		}
+	}
+	slices.Sort(slopes)
+	return (slopes[(len(slopes)-1)/2] + slopes[len(slopes)/2]) / 2
 }
 
 // compareMemory adds the ratios of our bytes to a target in MiB, and to the better peer.
