@@ -99,7 +99,7 @@ func (s *Service) readPods() (pods []*pod, strays []ID, err error) {
 	return pods, strays, nil
 }
 
-// readContainers reads the records of a pod's containers. One that cannot be read becomes a container that is to be
+// readContainers reads the records of a pod's containers, the oldest first. One that cannot be read becomes a container that is to be
 // removed: enough of it is known for that.
 func (p *pod) readContainers() {
 	if err := record.Sweep(p.dir()); err != nil {
@@ -117,6 +117,7 @@ func (p *pod) readContainers() {
 		}
 		p.members = append(p.members, c)
 	}
+	slices.SortStableFunc(p.members, func(a, b *container) int { return a.status.Load().CreatedAt.Compare(b.status.Load().CreatedAt) })
 }
 
 // unknownContainer stands for a container of which nothing but its id is known.

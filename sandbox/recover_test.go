@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -63,6 +64,34 @@ func TestRestart(t *testing.T) {
 		m.process(created).exits(ociruntime.Exit{Code: 0})
 		synctest.Wait()
 		want(t, "exit after the restart", m.status(created).Reason, ReasonCompleted)
+		must(t, m.s.RemovePod(t.Context(), pod))
+		m.clean()
+	})
+}
+
+// The containers of a pod come in the order in which they were made, before a restart and after it.
+func TestRestartKeepsTheOrderOfContainers(t *testing.T) {
+	in(t, func(t *testing.T, m *machine) {
+		pod, first := m.made()
+		order := []ContainerID{first}
+		for attempt := range uint32(8) {
+			time.Sleep(time.Second)
+			config := containerConfig()
+			config.Metadata.Attempt = attempt + 1
+			id, err := m.s.CreateContainer(t.Context(), pod, config, podConfig())
+			must(t, err)
+			order = append(order, id)
+		}
+		for _, when := range []string{"before", "after"} {
+			view, err := m.s.PodView(pod)
+			must(t, err)
+			var got []ContainerID
+			for _, c := range view.Containers {
+				got = append(got, c.ID)
+			}
+			want(t, when, slices.Equal(got, order), true)
+			m.restart()
+		}
 		must(t, m.s.RemovePod(t.Context(), pod))
 		m.clean()
 	})
