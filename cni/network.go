@@ -48,6 +48,7 @@ type Network struct {
 	shared  sync.Mutex               // what all pods of the default network share is made or removed by one at a time
 	watch   *watcher
 	probe   prober
+	meter   meter
 }
 
 // snapshot is one reading of the configuration directory. It is never changed.
@@ -100,7 +101,7 @@ func open(conf Config) (*Network, error) {
 	if conf.Log == nil {
 		conf.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Network{conf: conf, exec: &pluginExec{bound: conf.PluginTimeout}}
+	n := &Network{conf: conf, exec: &pluginExec{bound: conf.PluginTimeout}, meter: newMeter()}
 	n.reload()
 	return n, nil
 }

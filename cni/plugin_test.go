@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/command"
@@ -369,6 +370,49 @@ func TestOutputIsBounded(t *testing.T) {
 	for verb, want := range map[string]string{"ADD": "plugin noisy: answer to ADD: more than 4194304 bytes", "DEL": "<nil>"} {
 		if _, err := e.ExecPlugin(context.Background(), path, nil, []string{"CNI_COMMAND=" + verb}); fmt.Sprint(err) != want {
 			t.Errorf("%s: %v, want %s", verb, err, want)
+		}
+	}
+}
+
+// What plugins were asked is counted by what came of it: an ADD that fails is followed by a DEL.
+func TestOperationsAreCounted(t *testing.T) {
+	for _, tc := range []struct {
+		plugin string
+		want   map[string]float64
+	}{
+		{goodPlugin, map[string]float64{"ADD ok": 1, "DEL ok": 1, "ADD failed": 0, "DEL failed": 0, "ADD": 1, "DEL": 1}},
+		{failAdd, map[string]float64{"ADD failed": 1, "DEL ok": 2, "ADD": 1, "DEL": 2}},
+		{failBoth, map[string]float64{"ADD failed": 1, "DEL failed": 2, "CHECK failed": 0, "GC failed": 0}},
+	} {
+		n, _ := shellNetwork(t, nil, tc.plugin)
+		debt, err := n.Plan(somePod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = n.Add(t.Context(), debt)
+		_ = n.Del(t.Context(), debt)
+		metrics := prometheus.NewPedanticRegistry()
+		for _, m := range n.Metrics() {
+			metrics.MustRegister(m)
+		}
+		families, err := metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				var labels []string
+				for _, label := range m.GetLabel() {
+					labels = append(labels, label.GetValue())
+				}
+				got[strings.Join(labels, " ")] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			}
+		}
+		for labels, want := range tc.want {
+			if got[labels] != want {
+				t.Errorf("%s: %v, want %v; there are %v", labels, got[labels], want, got)
+			}
 		}
 	}
 }

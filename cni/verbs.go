@@ -35,7 +35,8 @@ func (e *AddError) Unwrap() error { return e.Err }
 
 // Add attaches the pod as planned. The caller has recorded debt before. Any error is an *AddError; DEL was then tried
 // on a context of its own, bounded by Config.UndoTimeout.
-func (n *Network) Add(ctx context.Context, debt Debt) (*Result, error) {
+func (n *Network) Add(ctx context.Context, debt Debt) (_ *Result, err error) {
+	defer n.meter.begin("ADD", &err)()
 	result, err := n.add(ctx, &debt)
 	if err == nil {
 		return result, nil
@@ -75,7 +76,8 @@ func (n *Network) add(ctx context.Context, debt *Debt) (*Result, error) {
 // the namespace be gone. It stops at the first plugin that fails, as the specification wants and for a good reason:
 // plugins run in reverse, and if the address were freed while rules of a later plugin still lead to it, the next pod
 // with that address would get this pod's traffic. Repeating it is always right.
-func (n *Network) Del(ctx context.Context, debt Debt) error {
+func (n *Network) Del(ctx context.Context, debt Debt) (err error) {
+	defer n.meter.begin("DEL", &err)()
 	netNS := debt.Attachment.NetNS
 	if !IsNetNS(netNS) {
 		netNS = ""
@@ -95,7 +97,8 @@ func (n *Network) Del(ctx context.Context, debt Debt) error {
 
 // Check asks the plugins whether the attachment still is as Add left it. Configurations before CNI 0.4.0 and those
 // with disableCheck cannot tell: nil.
-func (n *Network) Check(ctx context.Context, debt Debt) error {
+func (n *Network) Check(ctx context.Context, debt Debt) (err error) {
+	defer n.meter.begin("CHECK", &err)()
 	list, rt, err := prepare(&debt, debt.Attachment.NetNS)
 	if err != nil {
 		return err
@@ -239,7 +242,8 @@ type Attached struct {
 // where the configuration's version has it (CNI 1.1), and for the embedded default network by a DEL for every
 // container that host-local still keeps an address for. The network must not be shared with another runtime: that
 // one's attachments are not in live. All errors are returned together, after everything was tried.
-func (n *Network) GC(ctx context.Context, live []Attached) error {
+func (n *Network) GC(ctx context.Context, live []Attached) (err error) {
+	defer n.meter.begin("GC", &err)()
 	s := n.current.Load()
 	if s.list == nil {
 		return nil

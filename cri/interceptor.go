@@ -77,9 +77,10 @@ type inOperation struct {
 
 func (s inOperation) Context() context.Context { return s.ctx }
 
-// report writes one line about an RPC: a warning if it failed, a note if it was slow, else only for debugging.
+// report counts an RPC and writes one line about it: a warning if it failed, a note if it was slow, else only for debugging.
 // What a client may ask for in vain as a matter of course, clients that went away and our own end are no reason to warn.
 func (s *Server) report(ctx context.Context, r stage.Record, err, answer error) {
+	s.meter.count(r.Name, status.Code(answer), r.Took)
 	level, text := slog.LevelDebug, "rpc"
 	limit := s.settings.Load().Slow
 	slow := limit > 0 && r.Took > limit && !lasting[r.Name]

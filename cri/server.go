@@ -63,6 +63,7 @@ type Server struct {
 	settings atomic.Pointer[Settings]
 	services atomic.Pointer[Services] // nil until Start
 	ending   chan struct{}            // closed by EndStreams
+	meter    meter
 
 	listedPods       encodings[sandbox.PodStatus]
 	listedContainers encodings[sandbox.ContainerStatus]
@@ -71,7 +72,7 @@ type Server struct {
 
 // New returns a server that answers Version, Status and RuntimeConfig, and Unavailable to the rest.
 func New(config Config) *Server {
-	s := &Server{config: config, ending: make(chan struct{})}
+	s := &Server{config: config, ending: make(chan struct{}), meter: newMeter()}
 	s.listedPods.translate = func(pod *sandbox.PodStatus) proto.Message { return listedPod(pod) }
 	s.listedContainers.translate = func(c *sandbox.ContainerStatus) proto.Message { return listedContainer(c) }
 	s.statuses.translate = containerStatus

@@ -147,10 +147,14 @@ func (c *container) signal(from, to containerPhase) {
 
 // end says how a container ended.
 func (c *container) end(code int32, reason, message string, at time.Time) error {
-	return c.advance(containerExited, func(st *ContainerStatus) {
+	err := c.advance(containerExited, func(st *ContainerStatus) {
 		st.ExitCode, st.Reason, st.FinishedAt = code, reason, at
 		st.Message = strings.ToValidUTF8(message, "\uFFFD") // hooks, for one, may say any bytes, and no answer could carry them
 	})
+	if err == nil {
+		c.p.s.ends.WithLabelValues(reason).Inc()
+	}
+	return err
 }
 
 // look returns the phase and the runtime's container.

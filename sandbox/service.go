@@ -15,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/criserver/criserver/cni"
 	"github.com/criserver/criserver/ociruntime/cdi"
@@ -107,6 +108,7 @@ type Service struct {
 	settings atomic.Pointer[Settings]
 
 	collector *stats.Collector
+	ends      *prometheus.CounterVec // of containers, by reason
 
 	mu    sync.Mutex // taken to replace the table, also with a pod.mu held
 	table atomic.Pointer[table]
@@ -187,6 +189,7 @@ func newService(config Config) (*Service, error) {
 	}
 	s := &Service{config: config, log: config.Log, levels: selinux.NewLevels(config.Categories),
 		collector:   stats.NewCollector(config.StatsPeriod),
+		ends:        newEnds(),
 		runs:        stage.NewGroup[ID]("RunPodSandbox", config.Recorder, config.Log),
 		creates:     stage.NewGroup[ContainerID]("CreateContainer", config.Recorder, config.Log),
 		updates:     stage.NewGroup[struct{}]("UpdateContainerResources", config.Recorder, config.Log),
@@ -213,6 +216,18 @@ func (s *Service) volumesDir() string { return filepath.Join(s.config.RootDir, "
 
 // Recovered is closed when what an earlier criserver left and nobody needs is removed.
 func (s *Service) Recovered() <-chan struct{} { return s.recovered }
+
+// newEnds counts how containers end.
+func newEnds() *prometheus.CounterVec {
+	ends := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "criserver_container_exits_total", Help: "Containers that have ended, by the reason in their status."}, []string{"reason"})
+	for _, reason := range []string{ReasonCompleted, ReasonError, ReasonOOMKilled, ReasonStartError, ReasonUnknown} {
+		ends.WithLabelValues(reason)
+	}
+	return ends
+}
+
+// Metrics are those of the ends of containers, for Prometheus.
+func (s *Service) Metrics() prometheus.Collector { return s.ends }
 
 // Close ends what the Service does by itself, after operations that run have ended or ctx has. Pods and containers live on.
 func (s *Service) Close(ctx context.Context) {

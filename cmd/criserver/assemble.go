@@ -77,6 +77,9 @@ func assemble(config Config, log *slog.Logger) (_ *node, err error) {
 		Log:          log,
 		Settings:     settings,
 	})
+	if err := n.measure(append(p.network.Metrics(), n.cri.Metrics()...)...); err != nil {
+		return nil, err
+	}
 	n.start = func(ctx context.Context) error { return n.serveParts(ctx, &p) }
 	return n, nil
 }
@@ -126,6 +129,10 @@ func (n *node) assemblePods(ctx context.Context, p *parts) (*sandbox.Service, er
 	})
 	if err != nil {
 		return nil, fmt.Errorf("bring back pods: %w", err)
+	}
+	if err := n.measure(pods.Metrics()); err != nil {
+		pods.Close(ctx)
+		return nil, err
 	}
 	n.apply = func(c *Config) error { return apply(c, pods, p.images, devices, n.log) }
 	n.closers = append(n.closers, func(ctx context.Context) error {

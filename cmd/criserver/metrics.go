@@ -38,24 +38,22 @@ func (m *Metrics) check(f *faults) {
 	}
 }
 
-// assembleMetrics serves the metrics of the parts, if that is wanted, until the node closes.
+// assembleMetrics serves the metrics of the parts and of those that measure adds, if that is wanted, until the node closes.
 func (n *node) assembleMetrics(parts ...prometheus.Collector) error {
 	if n.config.Metrics.Address == "" {
 		return nil
 	}
-	registry := prometheus.NewRegistry()
+	n.metrics = prometheus.NewRegistry()
 	parts = append(parts, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, c := range parts {
-		if err := registry.Register(c); err != nil {
-			return fmt.Errorf("register metrics: %w", err)
-		}
+	if err := n.measure(parts...); err != nil {
+		return err
 	}
 	l, err := net.Listen("tcp", n.config.Metrics.Address)
 	if err != nil {
 		return fmt.Errorf("metrics.address: %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: metricsPatience}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: metricsPatience}))
 	server := &http.Server{Handler: mux, ReadTimeout: metricsPatience, WriteTimeout: 2 * metricsPatience, MaxHeaderBytes: 16 << 10}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -67,5 +65,18 @@ func (n *node) assembleMetrics(parts ...prometheus.Collector) error {
 		return err
 	})
 	n.log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	return nil
+}
+
+// measure adds the metrics of parts to what is served, if anything is.
+func (n *node) measure(parts ...prometheus.Collector) error {
+	if n.metrics == nil {
+		return nil
+	}
+	for _, c := range parts {
+		if err := n.metrics.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
 	return nil
 }

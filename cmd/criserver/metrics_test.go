@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/criserver/criserver/imageservice/progress"
 )
 
@@ -33,9 +35,13 @@ func TestMetricsAreServed(t *testing.T) {
 		}
 		return resp.StatusCode, string(text)
 	}
+	counter := prometheus.NewCounter(prometheus.CounterOpts{Name: "of_a_later_part", Help: "x"})
+	if err := n.measure(counter); err != nil {
+		t.Fatal(err)
+	}
 	code, text := get(url)
 	for _, want := range []string{"criserver_image_pulls_total{result=\"ok\"} 0\n", "criserver_image_stage_seconds_total{stage=\"inflate\"} 0\n",
-		"criserver_image_layers_waiting 0\n", "go_goroutines ", "process_resident_memory_bytes "} {
+		"criserver_image_layers_waiting 0\n", "of_a_later_part 0\n", "go_goroutines ", "process_resident_memory_bytes "} {
 		if code != http.StatusOK || !strings.Contains(text, want) {
 			t.Errorf("%d, the metrics do not have %q", code, want)
 		}

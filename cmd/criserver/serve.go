@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -74,10 +75,11 @@ func serve(ctx context.Context, config Config, log *slog.Logger, reloads reloads
 
 // node is the assembled daemon.
 type node struct {
-	config Config
-	log    *slog.Logger
-	cri    *cri.Server
-	start  func(context.Context) error // brings back what was there before, then calls cri.Server.Start
+	config  Config
+	log     *slog.Logger
+	cri     *cri.Server
+	metrics *prometheus.Registry        // nil: they are not served
+	start   func(context.Context) error // brings back what was there before, then calls cri.Server.Start
 	reloads
 	closers
 }
