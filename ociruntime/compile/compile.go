@@ -47,7 +47,7 @@ func Start(c Container) (*program.Program, error) {
 	if c.CgroupNS {
 		b.Call("create the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
-	t := tree{b: b, root: c.Root}
+	t := tree{b: b, root: c.Root, target: b.NewSlot(), parent: b.NewSlot()}
 	if c.Covers != nil {
 		t.ownCovers(*c.Covers)
 	}

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -130,6 +131,17 @@ func TestGolden(t *testing.T) {
 			}
 			golden(t, "start-"+tt.name, p.Text())
 		})
+	}
+}
+
+// Hundreds of mounts, as a pod has that mounts files one by one, fit into a Program.
+func TestManyMounts(t *testing.T) {
+	c := container(plain())
+	for i := range 400 {
+		c.Mounts = append(c.Mounts, Mount{What: "mount /srv/file", Destination: fmt.Sprintf("/opt/a/b/c/d/e/f/%d", i), FD: program.FD(10 + i), File: true})
+	}
+	if _, err := Start(c); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -52,6 +52,8 @@ const (
 type tree struct {
 	b    *program.Builder
 	root program.FD
+	// Each mount has its destination and the parents of that in turn in these, or a Program would have too many slots for hundreds.
+	target, parent program.Slot
 
 	covers string // where EmptyDir and NullFile are
 }
@@ -121,12 +123,12 @@ const unlike = ": both or neither must be a directory"
 
 // destination opens where a mount is to be, which is created if it is missing.
 func (t tree) destination(what, p string, file bool) program.Slot {
-	target, there := t.b.NewSlot(), t.b.NewLabel()
-	t.open(what+": open destination", p, unix.O_PATH, 0).In(target).Tolerate(unix.ENOENT).ThenTo(there)
+	there := t.b.NewLabel()
+	t.open(what+": open destination", p, unix.O_PATH, 0).In(t.target).Tolerate(unix.ENOENT).ThenTo(there)
 	t.create(what, inRoot(p), file)
-	t.open(what+": open destination", p, unix.O_PATH, 0).In(target)
+	t.open(what+": open destination", p, unix.O_PATH, 0).In(t.target)
 	t.b.Place(there)
-	return target
+	return t.target
 }
 
 // create makes a destination and its parents.
@@ -141,7 +143,8 @@ func (t tree) create(what, p string, file bool) {
 		}
 		t.b.Call(what+": create directory "+part, unix.SYS_MKDIRAT, parent, program.String(part), 0o755).Tolerate(unix.EEXIST)
 		if !last {
-			parent = t.open(what+": open parent", strings.Join(parts[:i+1], "/"), unix.O_PATH|unix.O_DIRECTORY, 0).Keep()
+			t.open(what+": open parent", strings.Join(parts[:i+1], "/"), unix.O_PATH|unix.O_DIRECTORY, 0).In(t.parent)
+			parent = t.parent
 		}
 	}
 }
