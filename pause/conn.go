@@ -71,6 +71,7 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 		return nil, err
 	}
 	if err := c.Greet(ctx); err != nil {
+		_ = c.Close() // with what the answer brought, if there was one
 		return nil, err
 	}
 	return c, nil
@@ -105,8 +106,10 @@ func hello(sock *net.UnixConn) (*Conn, error) {
 // Greet waits for what pause says of itself. An error ends the connection, and the requests that wait for it.
 func (c *Conn) Greet(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.sock.Close() })
-	defer stop()
 	err := c.greet()
+	if !stop() && err == nil {
+		err = ctx.Err() // the answer came at the same moment, on a socket that is closed now
+	}
 	if err != nil {
 		_ = c.sock.Close()
 		err = errors.Join(fmt.Errorf("greet pause: %w", err), ctx.Err())

@@ -69,3 +69,25 @@ func TestStoppedPause(t *testing.T) {
 		}
 	})
 }
+
+// TestGreetingThatIsTooLate has an answer there when the ctx ends: the greeting fails with that, and does not leave a
+// connection that is about to be closed.
+func TestGreetingThatIsTooLate(t *testing.T) {
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	before := openFiles(t, os.Getpid())
+	for range 100 { // which of the two is first is chance
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		must(t, err)
+		welcome := message(typeWelcome, 0, uint32(1), uint32(128), uint32(4096), uint32(256), [32]byte{'x'})
+		must(t, unix.Sendmsg(pair[1], welcome, unix.UnixRights(pair[1]), nil, 0))
+		conn, err := pause.Begin(os.NewFile(uintptr(pair[0]), "control"))
+		must(t, err)
+		if err := conn.Greet(over); !errors.Is(err, context.Canceled) {
+			t.Errorf("greeted: %v", err)
+		}
+		_ = conn.Close()
+		must(t, unix.Close(pair[1]))
+	}
+	eventually(t, "all descriptors closed", func() bool { return openFiles(t, os.Getpid()) <= before })
+}
