@@ -200,8 +200,11 @@ func (b *Builder) reloc(i, kind, where int, at, value uint32) {
 }
 
 func (b *Builder) use(fd FD) {
-	if fd < 0 || fd >= maxFDs {
-		b.fail("descriptor %d is out of range", fd)
+	switch {
+	case fd < 0:
+		b.fail("descriptor %d is none", fd)
+	case fd >= maxFDs:
+		b.fail("program of %d descriptors or more, at most %d are possible (each mount has one)", fd+1, maxFDs)
 	}
 	b.p.fds = max(b.p.fds, int(fd)+1)
 }

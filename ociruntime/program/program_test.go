@@ -88,7 +88,8 @@ func TestBuildErrors(t *testing.T) {
 		{"seven arguments", func(b *Builder) { b.Call("x", 0, 1, 2, 3, 4, 5, 6, 7) }, "7 arguments"},
 		{"unknown argument", func(b *Builder) { b.Call("x", 0, 1.5) }, "is a float64"},
 		{"unknown word", func(b *Builder) { b.Call("x", 0, Struct{make([]byte, 8), []Word{{0, 7}}}) }, "is a int"},
-		{"descriptor out of range", func(b *Builder) { b.Call("x", 0, FD(maxFDs)) }, "descriptor 1024 is out of range"},
+		{"many descriptors", func(b *Builder) { b.Call("x", 0, FD(maxFDs)) }, "program of 1025 descriptors or more, at most 1024 are possible"},
+		{"no descriptor", func(b *Builder) { b.Call("x", 0, FD(-1)) }, "descriptor -1 is none"},
 		{"backwards", func(b *Builder) {
 			l := b.NewLabel()
 			b.Place(l)
