@@ -319,7 +319,13 @@ func (p *Pod) removeScope(ctx context.Context) error {
 	if p.runtime.config.Systemd == nil {
 		return nil
 	}
-	return p.scope.Stop(ctx, p.runtime.config.Systemd)
+	if err := p.scope.Stop(ctx, p.runtime.config.Systemd); err != nil {
+		return err
+	}
+	if err := group.Delete(ctx); err != nil { // systemd tries once, and in v1 what has just ended may still be in a leaf
+		return fmt.Errorf("remove the pod's scope: %w", err)
+	}
+	return nil
 }
 
 // release closes what criserver holds of the pod.

@@ -160,6 +160,23 @@ func TestSystemdLeavesNoScope(t *testing.T) {
 		return err
 	}
 	stranger := func(t *testing.T, l *life) error { return stubborn(t, l.p.scope.Path()+"/stranger") }
+	beside := func(t *testing.T, l *life) error { // another pod, or the slice would go, and what is in it
+		p, err := f.runtime.StartPod(testContext(t), PodConfig{ID: randomID(), Dir: t.TempDir(), HostNetwork: true, CgroupParent: l.config.CgroupParent})
+		if err == nil {
+			p.stopAfter(t)
+		}
+		return err
+	}
+	leave := func(t *testing.T, l *life) error {
+		bus := f.runtime.config.Systemd
+		t.Cleanup(func() { f.runtime.config.Systemd = bus })
+		left := leavingBus{Bus: bus}
+		for _, h := range f.runtime.config.Cgroups.List() {
+			left.dirs = append(left.dirs, h.MountPoint+l.p.scope.Path())
+		}
+		f.runtime.config.Systemd = left
+		return nil
+	}
 	stop := func(t *testing.T, l *life) error { return l.p.Stop(testContext(t)) }
 	type steps []func(*testing.T, *life) error
 	for _, tt := range []struct {
@@ -178,6 +195,7 @@ func TestSystemdLeavesNoScope(t *testing.T) {
 		{name: "killed before the scope is made, pause too", life: steps{spawn, kill}, after: clean},
 		{name: "killed when the scope is made", life: steps{spawn, enter}, after: adopt},
 		{name: "killed when the scope is made, pause too", life: steps{spawn, enter, kill}, after: clean},
+		{name: "systemd cannot remove it", life: steps{beside, start, leave, stop}},
 		{name: "stranger in the scope", life: steps{start, stranger, stop}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -207,6 +225,30 @@ func TestSystemdLeavesNoScope(t *testing.T) {
 			checkNoScope(t, f, config.ID)
 		})
 	}
+}
+
+// leavingBus is a systemd whose scopes leave directories.
+type leavingBus struct {
+	cgroup.Bus
+	dirs []string
+}
+
+func (b leavingBus) StopUnitContext(ctx context.Context, name, mode string, ch chan<- string) (int, error) {
+	result := make(chan string, 1)
+	id, err := b.Bus.StopUnitContext(ctx, name, mode, result)
+	told := "" // nothing of a scope that has ended by itself
+	if err == nil {
+		told = <-result
+	}
+	for _, dir := range b.dirs {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return 0, err
+		}
+	}
+	if err == nil {
+		ch <- told
+	}
+	return id, err
 }
 
 // stubborn starts a process that ignores SIGTERM in a new group.
