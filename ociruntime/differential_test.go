@@ -34,7 +34,7 @@ echo "[fds]"; ls /proc/self/fd | busybox wc -l
 echo "[dev]"; busybox find /dev ! -type d ! -path '/dev/mqueue/*' | busybox sort | while read f; do echo "$f $(stat -c '%F %a %u %g %t:%T' $f) $(readlink $f)"; done
 echo "[ptmx]"; (exec 3<>/dev/ptmx) && ls /dev/pts
 echo "[mounts]"; busybox cut -d' ' -f 5- /proc/self/mountinfo | busybox sort
-echo "[masks]"; for p in /proc/kcore /proc/keys /proc/timer_list /proc/sys/kernel/domainname /sys/firmware; do busybox head -c 1 $p 2>&1; (: >> $p) 2>&1; busybox ls $p 2>/dev/null | busybox wc -l; done
+echo "[masks]"; for p in /proc/kcore /proc/keys /proc/timer_list /proc/sys/kernel/domainname /sys/firmware; do busybox head -c 1 $p 2>&1 | busybox sed 's/^[0-9a-f]$/digit/'; (: >> $p) 2>&1; busybox ls $p 2>/dev/null | busybox wc -l; done
 echo "[hostname]"; hostname
 echo "[keys]"; cat /proc/keys 2>/dev/null | busybox awk '/ _ses\./ {print $5, $8}' | busybox sort -u
 echo "[tty]"; tty; stty size 2>/dev/null

@@ -40,7 +40,7 @@ func TestPodFiles(t *testing.T) {
 		{"host network", &runtimev1.PodSandboxConfig{Linux: node}, host, string(hostResolv)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p := &pod{s: &Service{config: Config{StateDir: t.TempDir()}}, id: id}
+			p := &pod{s: &Service{config: Config{StateDir: t.TempDir()}}, id: id, spec: &podSpec{}}
 			must(t, os.MkdirAll(p.dir(), 0o700))
 			must(t, p.writeFiles(test.config))
 			for name, content := range map[string]string{HostnameFile: test.hostname + "\n", ResolvFile: test.resolv, HostsFile: string(hosts)} {
