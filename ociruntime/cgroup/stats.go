@@ -142,11 +142,17 @@ func (g *Group) countIn(h *hierarchy, want Counters, s, was *Stats, buf *StatsBu
 	wanted := func(f *counterFile) bool { return f.kinds&^want == 0 && h.counts(f, g.hs.mode) }
 	known := func(f *counterFile) bool { return f.known != nil && f.known(s, was) }
 	huge := want&Details != 0 && g.hs.byController["hugetlb"] == h && (was == nil || was.hasHugePages())
-	n := 0
+	some, n := false, 0
 	for i := range files {
-		if f := &files[i]; wanted(f) && !known(f) {
-			n++
+		if f := &files[i]; wanted(f) {
+			some = true
+			if !known(f) {
+				n++
+			}
 		}
+	}
+	if !some && !huge {
+		return nil
 	}
 	r := counting{h: h, dir: g.dir(h), root: h.root, buf: buf}
 	if n >= worthOpening || huge {
