@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/criserver/criserver/command"
+	"github.com/criserver/criserver/test/metrictest"
 )
 
 // Plugins made of a few lines of shell, for what real ones do only on bad days. $0.log gets a line a call.
@@ -376,13 +376,14 @@ func TestOutputIsBounded(t *testing.T) {
 
 // What plugins were asked is counted by what came of it: an ADD that fails is followed by a DEL.
 func TestOperationsAreCounted(t *testing.T) {
+	const operations, times = "criserver_network_operations_total ", "criserver_network_operation_seconds "
 	for _, tc := range []struct {
 		plugin string
 		want   map[string]float64
 	}{
-		{goodPlugin, map[string]float64{"ADD ok": 1, "DEL ok": 1, "ADD failed": 0, "DEL failed": 0, "ADD": 1, "DEL": 1}},
-		{failAdd, map[string]float64{"ADD failed": 1, "DEL ok": 2, "ADD": 1, "DEL": 2}},
-		{failBoth, map[string]float64{"ADD failed": 1, "DEL failed": 2, "CHECK failed": 0, "GC failed": 0}},
+		{goodPlugin, map[string]float64{operations + "ADD ok": 1, operations + "DEL ok": 1, operations + "ADD failed": 0, operations + "DEL failed": 0, times + "ADD": 1, times + "DEL": 1}},
+		{failAdd, map[string]float64{operations + "ADD failed": 1, operations + "DEL ok": 2, times + "ADD": 1, times + "DEL": 2}},
+		{failBoth, map[string]float64{operations + "ADD failed": 1, operations + "DEL failed": 2, operations + "CHECK failed": 0, operations + "GC failed": 0}},
 	} {
 		n, _ := shellNetwork(t, nil, tc.plugin)
 		debt, err := n.Plan(somePod)
@@ -391,27 +392,10 @@ func TestOperationsAreCounted(t *testing.T) {
 		}
 		_, _ = n.Add(t.Context(), debt)
 		_ = n.Del(t.Context(), debt)
-		metrics := prometheus.NewPedanticRegistry()
-		for _, m := range n.Metrics() {
-			metrics.MustRegister(m)
-		}
-		families, err := metrics.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := map[string]float64{}
-		for _, f := range families {
-			for _, m := range f.GetMetric() {
-				var labels []string
-				for _, label := range m.GetLabel() {
-					labels = append(labels, label.GetValue())
-				}
-				got[strings.Join(labels, " ")] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-			}
-		}
-		for labels, want := range tc.want {
-			if got[labels] != want {
-				t.Errorf("%s: %v, want %v; there are %v", labels, got[labels], want, got)
+		got := metrictest.Values(t, n.Metrics()...)
+		for name, want := range tc.want {
+			if got[name] != want {
+				t.Errorf("%s: %v, want %v; there are %v", name, got[name], want, got)
 			}
 		}
 	}

@@ -3,8 +3,9 @@ package cri
 import (
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/criserver/criserver/test/metrictest"
 )
 
 // Every RPC is counted by what it answered, and timed unless it lasts as long as its client wants.
@@ -19,24 +20,7 @@ func TestRPCsAreCounted(t *testing.T) {
 	for err == nil {
 		_, err = stream.Recv()
 	}
-	metrics := prometheus.NewPedanticRegistry()
-	for _, m := range c.server.Metrics() {
-		metrics.MustRegister(m)
-	}
-	families, err := metrics.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := f.GetName()
-			for _, label := range m.GetLabel() { // sorted by name
-				name += " " + label.GetValue()
-			}
-			got[name] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
+	got := metrictest.Values(t, c.server.Metrics()...)
 	for name, want := range map[string]float64{
 		"criserver_rpcs_total OK Version": 2, "criserver_rpc_seconds Version": 2,
 		"criserver_rpcs_total InvalidArgument RunPodSandbox": 1, "criserver_rpc_seconds RunPodSandbox": 1,

@@ -12,9 +12,9 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/criserver/criserver/test/metrictest"
 	"github.com/criserver/criserver/test/registry"
 )
 
@@ -82,22 +82,7 @@ func TestPullsSayWhatTheyWaitedFor(t *testing.T) {
 	if line.Msg != "pulled" || line.Layers != 1 || line.Bytes != int64(len(l.layer())) || line.Unpacked <= 1<<20 || line.Slowest == "" || len(line.Times) != 6 {
 		t.Errorf("the log says %s", said.String())
 	}
-	metrics := prometheus.NewPedanticRegistry()
-	metrics.MustRegister(n.Metrics())
-	families, err := metrics.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			name := f.GetName()
-			for _, label := range m.GetLabel() {
-				name += " " + label.GetValue()
-			}
-			got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
-		}
-	}
+	got := metrictest.Values(t, n.Metrics())
 	for name, want := range map[string]float64{
 		"criserver_image_pulls_total ok": 1, "criserver_image_pulls_total failed": 0, "criserver_image_pulls": 0, "criserver_image_pull_seconds": 1,
 		"criserver_image_layers_total ok": 1, "criserver_image_layers_waiting": 0, "criserver_image_layers_fetching": 0,

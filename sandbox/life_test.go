@@ -12,11 +12,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 	runtimev1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/criserver/criserver/ociruntime"
+	"github.com/criserver/criserver/test/metrictest"
 )
 
 func want(t *testing.T, what string, got, want any) {
@@ -103,25 +103,10 @@ func TestReasons(t *testing.T) {
 			synctest.Wait()
 			want(t, "reason", m.status(id).Reason, test.reason)
 			want(t, "message", m.status(id).Message, test.exit.Message)
-			want(t, "counted", exits(t, m.s, test.reason), 1.0)
+			want(t, "counted", metrictest.Values(t, m.s.Metrics())["criserver_container_exits_total "+test.reason], 1.0)
 			must(t, m.s.RemovePod(t.Context(), pod))
 		})
 	}
-}
-
-// exits is how many containers the metrics say have ended for a reason.
-func exits(t *testing.T, s *Service, reason string) float64 {
-	t.Helper()
-	metrics := prometheus.NewPedanticRegistry()
-	must(t, metrics.Register(s.Metrics()))
-	families, err := metrics.Gather()
-	must(t, err)
-	for _, m := range families[0].GetMetric() {
-		if m.GetLabel()[0].GetValue() == reason {
-			return m.GetCounter().GetValue()
-		}
-	}
-	return -1
 }
 
 func TestStartError(t *testing.T) {
